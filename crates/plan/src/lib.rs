@@ -1,0 +1,1 @@
+//! Pure decisions: NIC, GID, traffic class, CPU and memory binding, exports.

@@ -1,0 +1,1 @@
+//! The SPANK ABI: declarations, the panic guard, the version tag.

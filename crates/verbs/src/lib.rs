@@ -1,0 +1,1 @@
+//! The safe, owned face of libibverbs, loaded at run time.

@@ -1,0 +1,1 @@
+//! Programs to copy from: what a user of roce-launcher writes.

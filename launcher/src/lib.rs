@@ -1,0 +1,1 @@
+//! Rank discovery, address exchange and RC queue pairs over RoCE for codes without MPI.

@@ -1,0 +1,1 @@
+//! Tests that cross crates: the plugin in real Slurm, the whole path in the lab.
