@@ -324,6 +324,22 @@ mod tests {
         assert_eq!(site.gid.family, Family::Ipv6);
     }
 
+    /// The file that packages install, as it is and with every example switched on.
+    #[test]
+    fn the_example_file_is_valid() {
+        let example = include_str!("../../../spank-plugin/roce.toml.example");
+        let as_it_is = Site::parse(example, "").unwrap();
+        assert_eq!(as_it_is, Site::default());
+        let uncommented: String = example
+            .lines()
+            .map(|line| line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')).unwrap_or(line))
+            .flat_map(|line| [line, "\n"])
+            .collect();
+        let all = Site::parse(&uncommented, "").unwrap();
+        assert_eq!(all.policy.class.as_deref(), Some("bulk"));
+        assert_eq!(all.bootstrap.ports, Some((50_000, 50_999)));
+    }
+
     #[test]
     fn an_empty_file_is_the_defaults() {
         let site = Site::parse("", "").unwrap();
