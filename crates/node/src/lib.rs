@@ -8,15 +8,21 @@
 //! doesn't tell is `None`, never a default.
 
 mod addresses;
+mod gpu;
 mod model;
 mod netdev;
 mod numa;
+mod pci;
 mod rdma;
 mod tree;
 
 use std::path::Path;
 
-pub use model::{GidKind, GidRow, LinkLayer, Netdev, Node, NumaNode, PortState, RdmaPort};
+pub use model::{
+    GidKind, GidRow, Gpu, GpuVendor, LinkLayer, Netdev, Node, NumaNode, Package, PortState, Qos, RdmaPort,
+    Trust,
+};
+pub use pci::{PciPlace, PciRelation};
 pub use tree::NodeError;
 use tree::Tree;
 
@@ -44,7 +50,9 @@ pub fn read(root: &Path) -> Result<Node, NodeError> {
     if tree.is_live() {
         addresses::fill_in(&mut netdevs, &mut problems);
     }
+    let packages = numa::packages(&tree, &cpus)?;
+    let gpus = gpu::read(&tree, &numa_nodes, &mut problems)?;
     let ports = rdma::read(&tree, &numa_nodes, &netdevs, &mut problems)?;
     let rdma_class_exists = tree.exists(RDMA_CLASS);
-    Ok(Node { cpus, numa_nodes, ports, netdevs, rdma_class_exists, problems })
+    Ok(Node { cpus, packages, numa_nodes, gpus, ports, netdevs, rdma_class_exists, problems })
 }

@@ -1,7 +1,9 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use roce_types::{CpuSet, DevicePort, Gid, PciAddress};
+use roce_types::{CpuSet, DevicePort, Dscp, Gid, PciAddress, Priority, TrafficClass};
+
+use crate::PciPlace;
 
 /// The facts of one node, a snapshot.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -10,6 +12,10 @@ pub struct Node {
     pub cpus: CpuSet,
     /// NUMA nodes, ascending by id. One node 0 with every CPU where the kernel has no NUMA support.
     pub numa_nodes: Vec<NumaNode>,
+    /// Packages (sockets), ascending by id; empty where the source doesn't tell.
+    pub packages: Vec<Package>,
+    /// GPUs, ordered by PCI address; the position is the index that `nvidia-smi` counts by.
+    pub gpus: Vec<Gpu>,
     /// RDMA ports of every kind and state, ordered by PCI address, device and port.
     pub ports: Vec<RdmaPort>,
     /// Network interfaces by name.
@@ -25,6 +31,13 @@ impl Node {
     #[must_use]
     pub fn numa_node(&self, id: u32) -> Option<&NumaNode> {
         self.numa_nodes.iter().find(|node| node.id == id)
+    }
+
+    /// The packages that these CPUs belong to, ascending.
+    #[must_use]
+    pub fn packages_of(&self, cpus: &CpuSet) -> Vec<u32> {
+        let touched = self.packages.iter().filter(|package| !package.cpus.intersection(cpus).is_empty());
+        touched.map(|package| package.id).collect()
     }
 
     /// The ids of the NUMA nodes that these CPUs belong to, ascending.
@@ -46,6 +59,38 @@ pub struct NumaNode {
     pub distances: BTreeMap<u32, u32>,
 }
 
+/// A processor package (`/sys/devices/system/cpu/cpu*/topology/physical_package_id`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Package {
+    /// As the kernel numbers it; some firmware skips numbers.
+    pub id: u32,
+    /// Its online CPUs.
+    pub cpus: CpuSet,
+}
+
+/// A GPU: a PCI display or 3D controller (class 0x0300, 0x0302, 0x0380) of a vendor whose driver
+/// is bound to it, so that the service processor's VGA is none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gpu {
+    /// Where it sits.
+    pub pci: PciPlace,
+    /// Whose it is.
+    pub vendor: GpuVendor,
+    /// NUMA node, `None` is unknown.
+    pub numa_node: Option<u32>,
+}
+
+/// Who made a GPU, by PCI vendor id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum GpuVendor {
+    /// 0x10de
+    Nvidia,
+    /// 0x1002
+    Amd,
+    /// 0x8086
+    Intel,
+}
+
 /// One port of an RDMA device (`/sys/class/infiniband/DEVICE/ports/PORT`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RdmaPort {
@@ -58,13 +103,44 @@ pub struct RdmaPort {
     /// Signalling rate in Mbit/s (`rate`), `None` where the driver doesn't tell.
     pub rate_mbit: Option<u64>,
     /// The PCI function of the device, or of the netdev under a software device.
-    pub pci: Option<PciAddress>,
+    pub pci: Option<PciPlace>,
     /// NUMA node of that function. `None` is unknown, not 0.
     pub numa_node: Option<u32>,
+    /// Image GUID of the chip (`sys_image_guid`): the functions of one card share it. `None` where
+    /// the driver gives none.
+    pub asic: Option<String>,
+    /// The physical function of a virtual function (SR-IOV, `device/physfn`).
+    pub physical_function: Option<PciAddress>,
+    /// What the port does with packets of each class; `None` where nothing was read.
+    pub qos: Option<Qos>,
+    /// The class that the vendor's driver forces on every queue pair of the device
+    /// (`tc/PORT/traffic_class`, "Global tclass=N"), where one is set.
+    pub forced_traffic_class: Option<TrafficClass>,
     /// The network interface of the port itself, `None` on InfiniBand or where unknown.
     pub netdev: Option<String>,
     /// The rows of the GID table that are not empty, ascending by index.
     pub gids: Vec<GidRow>,
+}
+
+/// The port's quality of service as IEEE 802.1Q DCB reports it. Each fact is `None` where the
+/// driver can't tell, as soft-RoCE and virtual functions can't.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Qos {
+    /// What the port trusts in incoming packets.
+    pub trust: Option<Trust>,
+    /// The DSCP-to-priority table.
+    pub dscp_to_priority: Option<BTreeMap<Dscp, Priority>>,
+    /// The priorities that priority flow control pauses.
+    pub pfc: Option<Vec<Priority>>,
+}
+
+/// What a port takes a packet's priority from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trust {
+    /// The VLAN tag's priority bits.
+    Pcp,
+    /// The DSCP.
+    Dscp,
 }
 
 /// What an RDMA port speaks (`link_layer`).
@@ -123,6 +199,8 @@ pub struct Netdev {
     /// Kind of a stacked or virtual device (`DEVTYPE` of `uevent`: `vlan`, `bond`, `bridge`,
     /// `vxlan`, ...), `None` for a plain interface.
     pub kind: Option<String>,
+    /// The interfaces below this one: a bond's or bridge's members, a VLAN's parent (`lower_*`).
+    pub lower: Vec<String>,
     /// Its IP addresses; `None` is unknown (a captured tree).
     pub addresses: Option<Vec<IpAddr>>,
 }

@@ -26,11 +26,14 @@ fn read_one(tree: &Tree, folder: &str) -> Result<Netdev, NodeError> {
     let carrier = tree.optional_text(&format!("{folder}/carrier"))?;
     let uevent = tree.optional_text(&format!("{folder}/uevent"))?.unwrap_or_default();
     let kind = uevent.lines().find_map(|line| line.strip_prefix("DEVTYPE="));
+    let lower =
+        tree.list(folder)?.iter().filter_map(|name| name.strip_prefix("lower_").map(str::to_owned)).collect();
     Ok(Netdev {
         operstate: tree.text(&format!("{folder}/operstate"))?,
         carrier: carrier.map(|text| text == "1"),
         mtu: tree.optional_text(&format!("{folder}/mtu"))?.and_then(|text| text.parse().ok()),
         kind: kind.map(str::to_owned),
+        lower,
         addresses: None,
     })
 }

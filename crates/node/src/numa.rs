@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use roce_types::CpuSet;
 
 use crate::tree::{NodeError, Tree, optional, read_text};
-use crate::{NumaNode, tree};
+use crate::{NumaNode, Package, tree};
 
 pub(crate) fn online_cpus(tree: &Tree) -> Result<CpuSet, NodeError> {
     tree.parse("sys/devices/system/cpu/online")
@@ -28,6 +28,19 @@ pub(crate) fn read(tree: &Tree, cpus: &CpuSet) -> Result<Vec<NumaNode>, NodeErro
             Ok(NumaNode { id, cpus: online, distances: distances.collect() })
         })
         .collect()
+}
+
+/// The packages with their online CPUs; empty where the tree has no `topology` folders.
+pub(crate) fn packages(tree: &Tree, cpus: &CpuSet) -> Result<Vec<Package>, NodeError> {
+    let mut packages: BTreeMap<u32, CpuSet> = BTreeMap::new();
+    for cpu in cpus.iter() {
+        let file = format!("sys/devices/system/cpu/cpu{cpu}/topology/physical_package_id");
+        // Some virtual machines say -1.
+        if let Some(id) = tree.optional_text(&file)?.and_then(|text| text.parse().ok()) {
+            packages.entry(id).or_default().insert(cpu);
+        }
+    }
+    Ok(packages.into_iter().map(|(id, cpus)| Package { id, cpus }).collect())
 }
 
 fn node_id(name: &str) -> Option<u32> {

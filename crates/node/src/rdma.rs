@@ -1,10 +1,10 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use roce_types::{DevicePort, Gid, PciAddress};
+use roce_types::{DevicePort, Gid, TrafficClass};
 
 use crate::tree::{NodeError, Tree};
-use crate::{GidKind, GidRow, LinkLayer, Netdev, NumaNode, PortState, RDMA_CLASS, RdmaPort, numa};
+use crate::{GidKind, GidRow, LinkLayer, Netdev, NumaNode, PciPlace, PortState, RDMA_CLASS, RdmaPort, numa};
 
 /// Every RDMA port of the tree. A device or port that can't be read is left out and becomes a
 /// problem: one broken card must not hide the others.
@@ -31,7 +31,7 @@ pub(crate) fn read(
             }
         }
     }
-    ports.sort_by(|a, b| (a.pci.is_none(), a.pci, &a.name).cmp(&(b.pci.is_none(), b.pci, &b.name)));
+    ports.sort_by(|a, b| (a.pci.is_none(), &a.pci, &a.name).cmp(&(b.pci.is_none(), &b.pci, &b.name)));
     Ok(ports)
 }
 
@@ -45,27 +45,82 @@ fn read_port(
     let folder = format!("{device}/ports/{}", name.port);
     let gids = read_gids(tree, &folder)?;
     let netdev = main_netdev(tree, &device, name.port, &gids, netdevs)?;
-    let ancestry = ancestry(tree, &device, netdev.as_deref());
+    let place = place(tree, &device, netdev.as_deref(), numa_nodes, netdevs)?;
+    let forced = tree.optional_text(&format!("{device}/tc/{}/traffic_class", name.port))?;
+    let asic = tree.optional_text(&format!("{device}/sys_image_guid"))?;
+    let physical_function = tree.link_name(&format!("{device}/device/physfn"));
     Ok(RdmaPort {
         link_layer: link_layer(tree.text(&format!("{folder}/link_layer"))?),
         state: port_state(&tree.text(&format!("{folder}/state"))?),
         rate_mbit: tree.optional_text(&format!("{folder}/rate"))?.as_deref().and_then(rate_mbit),
-        pci: ancestry.iter().find_map(|path| path.file_name()?.to_str()?.parse::<PciAddress>().ok()),
-        numa_node: numa::of_device(&ancestry, numa_nodes)?,
+        pci: place.pci,
+        numa_node: place.numa_node,
+        asic: asic.filter(|guid| guid.chars().any(|digit| !matches!(digit, '0' | ':'))),
+        physical_function: physical_function.and_then(|name| name.parse().ok()),
+        qos: None,
+        forced_traffic_class: forced.as_deref().and_then(forced_traffic_class),
         name,
         netdev,
         gids,
     })
 }
 
-/// Where the device sits. A software device (rxe, siw) has no place of its own: it is where its
-/// netdev is.
-fn ancestry(tree: &Tree, device: &str, netdev: Option<&str>) -> Vec<PathBuf> {
+/// Where a port sits, as far as it sits in one place.
+#[derive(Default)]
+struct Place {
+    pci: Option<PciPlace>,
+    numa_node: Option<u32>,
+}
+
+/// A hardware device is where its PCI function is. A software device (rxe, siw) is where its netdev
+/// is, and that where the hardware below it is: a bond of one card's ports is on that card, one
+/// over two cards only on the NUMA node that both share, if they do.
+fn place(
+    tree: &Tree,
+    device: &str,
+    netdev: Option<&str>,
+    numa_nodes: &[NumaNode],
+    netdevs: &BTreeMap<String, Netdev>,
+) -> Result<Place, NodeError> {
     let own = tree.device_ancestry(&format!("{device}/device"));
-    match netdev {
-        Some(netdev) if own.is_empty() => tree.device_ancestry(&format!("sys/class/net/{netdev}/device")),
-        _ => own,
+    let hardware = match netdev {
+        Some(netdev) if own.is_empty() => below(tree, netdev, netdevs, 0),
+        _ => vec![own],
+    };
+    let mut places = Vec::new();
+    for ancestry in hardware.iter().filter(|ancestry| !ancestry.is_empty()) {
+        places.push(Place {
+            pci: PciPlace::from_ancestry(ancestry),
+            numa_node: numa::of_device(ancestry, numa_nodes)?,
+        });
     }
+    let Some(first) = places.first() else { return Ok(Place::default()) };
+    let one_numa_node = places.iter().all(|place| place.numa_node == first.numa_node);
+    let one_device = places.iter().all(|place| match (&place.pci, &first.pci) {
+        (Some(pci), Some(first)) => pci.is_same_device(first),
+        _ => false,
+    });
+    Ok(Place {
+        pci: first.pci.clone().filter(|_| one_device),
+        numa_node: first.numa_node.filter(|_| one_numa_node),
+    })
+}
+
+/// The ancestries of the hardware at the bottom of a stack of interfaces. A stack is never deep;
+/// the bound guards against links that form a ring.
+fn below(tree: &Tree, netdev: &str, netdevs: &BTreeMap<String, Netdev>, depth: usize) -> Vec<Vec<PathBuf>> {
+    let own = tree.device_ancestry(&format!("sys/class/net/{netdev}/device"));
+    let lower = netdevs.get(netdev).map_or(&[][..], |netdev| &netdev.lower);
+    if !own.is_empty() || lower.is_empty() || depth > 8 {
+        return vec![own];
+    }
+    lower.iter().flat_map(|name| below(tree, name, netdevs, depth + 1)).collect()
+}
+
+/// Reads `Global tclass=106`; the vendor's driver writes nothing, or 0, while none is forced.
+fn forced_traffic_class(text: &str) -> Option<TrafficClass> {
+    let value = text.trim().strip_prefix("Global tclass=")?.parse().ok()?;
+    (value != 0).then_some(TrafficClass(value))
 }
 
 fn read_gids(tree: &Tree, port: &str) -> Result<Vec<GidRow>, NodeError> {

@@ -79,6 +79,13 @@ impl Tree {
         optional(self.text(relative))
     }
 
+    /// The last part of what a link points to (`driver` -> `mlx5_core`), `None` where there is no
+    /// such link.
+    pub(crate) fn link_name(&self, relative: &str) -> Option<String> {
+        let target = std::fs::read_link(self.path(relative)).ok()?;
+        Some(target.file_name()?.to_str()?.to_owned())
+    }
+
     pub(crate) fn parse<T: FromStr<Err = ParseError>>(&self, relative: &str) -> Result<T, NodeError> {
         let text = self.text(relative)?;
         text.parse().map_err(|source| NodeError::Content { path: self.path(relative), source })

@@ -90,7 +90,7 @@ fn a_hardware_port_has_its_place_state_rate_and_gids() {
     assert_eq!(port.link_layer, LinkLayer::Ethernet);
     assert_eq!(port.state, PortState::Active);
     assert_eq!(port.rate_mbit, Some(100_000));
-    assert_eq!(port.pci.unwrap().to_string(), "0000:21:00.0");
+    assert_eq!(port.pci.as_ref().unwrap().address.to_string(), "0000:21:00.0");
     assert_eq!(port.numa_node, Some(1));
     assert_eq!(port.netdev.as_deref(), Some("eth2"));
     assert_eq!(port.gids.len(), 1);
@@ -112,7 +112,7 @@ fn a_software_port_is_where_its_netdev_is() {
     let node = root.read();
     assert_eq!(port(&node, "rxe0:1").numa_node, Some(1));
     assert_eq!(port(&node, "rxe0:1").netdev.as_deref(), Some("enp1"));
-    assert_eq!(port(&node, "rxe0:1").pci.unwrap().to_string(), "0000:21:00.0");
+    assert_eq!(port(&node, "rxe0:1").pci.as_ref().unwrap().address.to_string(), "0000:21:00.0");
 }
 
 #[test]

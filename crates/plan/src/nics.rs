@@ -184,7 +184,7 @@ pub(crate) fn matches_entry(port: &RdmaPort, entry: &str) -> bool {
     entry == port.name.device
         || entry == port.name.to_string()
         || port.netdev.as_deref() == Some(entry)
-        || port.pci.is_some_and(|pci| pci.to_string() == entry)
+        || port.pci.as_ref().is_some_and(|pci| pci.address.to_string() == entry)
 }
 
 /// The rail of each port. Where the site lists its rails, the position in that list; a port that
