@@ -161,7 +161,12 @@ fn main_netdev(
     for name in &below {
         let dev_port = tree.optional_text(&format!("{device}/device/net/{name}/dev_port"))?;
         if below.len() == 1 || dev_port.and_then(|text| text.parse().ok()) == Some(port - 1) {
-            return Ok(Some(name.clone()));
+            // The ports of a bond answer to the bond's addresses.
+            let master = tree.link_name(&format!("sys/class/net/{name}/master"));
+            let bond = master.filter(|master| {
+                netdevs.get(master).is_some_and(|netdev| netdev.kind.as_deref() == Some("bond"))
+            });
+            return Ok(Some(bond.unwrap_or_else(|| name.clone())));
         }
     }
     Ok(gids.iter().find_map(|row| row.netdev.clone()))
