@@ -5,7 +5,7 @@ use roce_node::{GidKind, GidRow, LinkLayer, Node, PortState, RdmaPort};
 use roce_types::Gid;
 use std::net::IpAddr;
 
-use crate::request::GidSelection;
+use crate::request::{GidSelection, LinkLayers, Request, UnknownFacts};
 use crate::site::{Family, Site};
 
 /// The outcome of looking for a GID on one port.
@@ -66,11 +66,12 @@ pub enum GidRejection {
 /// Chooses among a port's rows: those that are usable and selected, ranked by the site's subnets,
 /// the family, the port's own interface before a VLAN's, and the lowest index.
 #[must_use]
-pub fn choose_gid(port: &RdmaPort, node: &Node, selection: &GidSelection, site: &Site) -> GidSearch {
+pub fn choose_gid(port: &RdmaPort, node: &Node, request: &Request, site: &Site) -> GidSearch {
+    let selection = &request.gid;
     let mut rejected = Vec::new();
     let mut usable = Vec::new();
     for row in &port.gids {
-        match usable_row(port, row, node).and_then(|()| selected(row, selection)) {
+        match usable_row(port, row, node, request).and_then(|()| selected(row, selection)) {
             Ok(()) => usable.push(row),
             Err(reason) => rejected.push(RejectedGid { index: row.index, gid: row.gid, reason }),
         }
@@ -84,8 +85,11 @@ pub fn choose_gid(port: &RdmaPort, node: &Node, selection: &GidSelection, site: 
         let address = address(row.gid);
         let outside_site_subnets = !site.gid.subnets.iter().any(|subnet| subnet.contains(&address));
         let other_family = address.is_ipv4() != (family == Family::Ipv4);
+        // Where kinds are unknown, a RoCE v2 row follows the v1 row of the same address.
+        let first_of_unknown_kind = row.kind.is_none()
+            && port.gids.iter().any(|other| other.gid == row.gid && other.index > row.index);
         let not_the_base_netdev = row.netdev != port.netdev;
-        (outside_site_subnets, other_family, not_the_base_netdev, row.index)
+        (outside_site_subnets, other_family, first_of_unknown_kind, not_the_base_netdev, row.index)
     };
     GidSearch { chosen: usable.into_iter().min_by_key(rank).cloned(), rejected }
 }
@@ -95,17 +99,21 @@ fn address(gid: Gid) -> IpAddr {
     gid.to_ipv4().map_or(IpAddr::V6(gid.to_ipv6()), IpAddr::V4)
 }
 
-fn usable_row(port: &RdmaPort, row: &GidRow, node: &Node) -> Result<(), GidRejection> {
-    if port.link_layer != LinkLayer::Ethernet {
-        return Err(GidRejection::NotEthernet);
-    }
+fn usable_row(port: &RdmaPort, row: &GidRow, node: &Node, request: &Request) -> Result<(), GidRejection> {
     if let PortState::Other(state) = &port.state {
         return Err(GidRejection::PortState(state.clone()));
     }
+    if port.link_layer != LinkLayer::Ethernet {
+        // InfiniBand's GIDs are link-local by their form and have neither kind nor interface.
+        let any = request.link_layers == LinkLayers::Any;
+        return if any { Ok(()) } else { Err(GidRejection::NotEthernet) };
+    }
+    let accept_unknown = request.unknown_facts == UnknownFacts::Accept;
     match &row.kind {
         Some(GidKind::RoceV2) => {}
         Some(GidKind::RoceV1) => return Err(GidRejection::Kind("RoCE v1".to_owned())),
         Some(GidKind::Other(kind)) => return Err(GidRejection::Kind(kind.clone())),
+        None if accept_unknown => {}
         None => return Err(GidRejection::Kind("type unknown".to_owned())),
     }
     if row.gid.is_multicast() {
@@ -114,7 +122,10 @@ fn usable_row(port: &RdmaPort, row: &GidRow, node: &Node) -> Result<(), GidRejec
     if row.gid.is_link_local() {
         return Err(GidRejection::LinkLocal);
     }
-    let name = row.netdev.clone().ok_or_else(|| GidRejection::NetdevMissing("(unknown)".to_owned()))?;
+    let Some(name) = row.netdev.clone() else {
+        let missing = GidRejection::NetdevMissing("(unknown)".to_owned());
+        return if accept_unknown { Ok(()) } else { Err(missing) };
+    };
     let Some(netdev) = node.netdevs.get(&name) else { return Err(GidRejection::NetdevMissing(name)) };
     // Virtual interfaces may say "unknown" while they work.
     if !matches!(netdev.operstate.as_str(), "up" | "unknown") {

@@ -6,6 +6,7 @@
 //! Every task of a node computes the same plan from the same facts and takes its own row.
 
 mod cpus;
+mod distance;
 mod exports;
 mod gid;
 mod nics;
@@ -17,14 +18,17 @@ mod site;
 mod traffic_class;
 
 pub use cpus::MemoryPolicy;
+pub use distance::{CpuDistance, Distance, GpuDistance};
 pub use exports::{Export, exports};
 pub use gid::{GidRejection, GidSearch, RejectedGid, choose_gid};
-pub use nics::{Distance, Nic, PortRejection};
+pub use nics::{Nic, PhysicalPort, PortRejection};
 pub use option::{OptionError, Options, RoceOption, Source};
 pub use plan::{Plan, PlanError, Task, TaskPlan, plan};
-pub use request::{BindMode, ClassRequest, GidSelection, NicSelection, Placement, Request};
-pub use site::{
-    Activate, Bootstrap, ExportPolicy, Family, GidPolicy, Library, Limits, Memlock, Nics, OnFailure, Policy,
-    Site, SiteClass, SiteError,
+pub use request::{
+    BindMode, ClassRequest, GidSelection, LinkLayers, NicSelection, Placement, Request, UnknownFacts,
 };
-pub use traffic_class::Class;
+pub use site::{
+    Activate, Bootstrap, ExportPolicy, Family, GidPolicy, Library, Limits, Lossless, Memlock, Nics,
+    OnFailure, Policy, Site, SiteClass, SiteError,
+};
+pub use traffic_class::{Class, ClassError};

@@ -1,13 +1,11 @@
-//! Which ports of the node are NICs for this step, their rails, and how far they are from CPUs.
-
-use std::fmt;
+//! Which ports of the node are NICs for this step, and their rails.
 
 use ipnet::IpNet;
-use roce_node::{GidRow, LinkLayer, Node, PortState, RdmaPort};
-use roce_types::{CpuSet, DevicePort};
+use roce_node::{GidRow, LinkLayer, Node, PciPlace, PortState, Qos, RdmaPort};
+use roce_types::{DevicePort, PciAddress, TrafficClass};
 
 use crate::gid::{GidSearch, choose_gid};
-use crate::request::{NicSelection, Request};
+use crate::request::{LinkLayers, NicSelection, Request, UnknownFacts};
 use crate::site::Site;
 
 /// A port that this step may use, with the GID chosen for it.
@@ -17,53 +15,37 @@ pub struct Nic {
     pub port: DevicePort,
     /// The interface of the GID.
     pub netdev: Option<String>,
+    /// Where it sits in the PCI tree, `None` is unknown.
+    pub pci: Option<PciPlace>,
     /// NUMA node, `None` is unknown.
     pub numa_node: Option<u32>,
     /// Which rail (wire, subnet) of the fabric the port is on. The same number on another node is
     /// the same rail.
     pub rail: u32,
-    /// Value of the GID, which outlives changes of the table.
-    pub gid: roce_types::Gid,
-    /// Its row at the moment of planning.
-    pub gid_index: u32,
+    /// The GID chosen; `None` only where the source of the node tells no GIDs and unknown facts are
+    /// accepted.
+    pub gid: Option<GidRow>,
+    /// What the port does with packets of each class.
+    pub qos: Option<Qos>,
+    /// The class that the driver forces on the device.
+    pub forced_traffic_class: Option<TrafficClass>,
+    /// The port that the packets leave by: several virtual functions share one.
+    pub physical_port: PhysicalPort,
 }
 
-/// How far a NIC is from a task's CPUs, nearest first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Distance {
-    /// On a NUMA node that the task has CPUs of.
-    SameNuma,
-    /// On another one, by the firmware's distance (10 is local).
-    OtherNuma(u32),
-    /// The NIC's NUMA node, or the distance to it, is not known.
-    Unknown,
-}
-
-impl fmt::Display for Distance {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::SameNuma => f.write_str("same NUMA node"),
-            Self::OtherNuma(distance) => write!(f, "other NUMA node, distance {distance}"),
-            Self::Unknown => f.write_str("distance unknown"),
-        }
-    }
-}
-
-/// How far this NIC is from these CPUs.
-pub(crate) fn distance(node: &Node, cpus: &CpuSet, nic: &Nic) -> Distance {
-    let Some(home) = nic.numa_node else { return Distance::Unknown };
-    let near = node.numa_nodes_of(cpus);
-    if near.contains(&home) {
-        return Distance::SameNuma;
-    }
-    let distances = near.iter().filter_map(|&id| node.numa_node(id)?.distances.get(&home).copied());
-    distances.min().map_or(Distance::Unknown, Distance::OtherNuma)
+/// A plug of a card: what load is counted by.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum PhysicalPort {
+    /// The physical PCI function and its port number.
+    Hardware(PciAddress, u8),
+    /// A software device of unknown place.
+    Software(DevicePort),
 }
 
 /// Why a port is no NIC for this step.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PortRejection {
-    /// It speaks InfiniBand.
+    /// It speaks InfiniBand or something else.
     #[error("not Ethernet")]
     NotEthernet,
     /// It is down.
@@ -107,22 +89,34 @@ pub(crate) fn pool(node: &Node, request: &Request, site: &Site) -> Pool {
     };
     let rails = rails(node, site);
     // Whoever names a port, user or site, knows its rate.
-    let fastest = if named.is_none() && site.nics.include.is_empty() { fastest(node, site) } else { None };
+    let fastest =
+        if named.is_none() && site.nics.include.is_empty() { fastest(node, request, site) } else { None };
     let mut pool = Pool { nics: Vec::new(), rejected: Vec::new() };
     for (port, rail) in node.ports.iter().zip(rails) {
         match judge(port, node, named, fastest, request, site) {
             Ok(row) => pool.nics.push(Nic {
                 port: port.name.clone(),
-                netdev: row.netdev,
+                netdev: row.as_ref().and_then(|row| row.netdev.clone()).or_else(|| port.netdev.clone()),
+                pci: port.pci.clone(),
                 numa_node: port.numa_node,
                 rail,
-                gid: row.gid,
-                gid_index: row.index,
+                gid: row,
+                qos: port.qos.clone(),
+                forced_traffic_class: port.forced_traffic_class,
+                physical_port: physical_port(port),
             }),
             Err(reason) => pool.rejected.push((port.name.clone(), reason)),
         }
     }
     pool
+}
+
+fn physical_port(port: &RdmaPort) -> PhysicalPort {
+    let function = port.physical_function.or(port.pci.as_ref().map(|pci| pci.address));
+    function.map_or_else(
+        || PhysicalPort::Software(port.name.clone()),
+        |function| PhysicalPort::Hardware(function, port.name.port),
+    )
 }
 
 fn judge(
@@ -132,8 +126,8 @@ fn judge(
     fastest: Option<u64>,
     request: &Request,
     site: &Site,
-) -> Result<GidRow, PortRejection> {
-    if port.link_layer != LinkLayer::Ethernet {
+) -> Result<Option<GidRow>, PortRejection> {
+    if request.link_layers == LinkLayers::RoceOnly && port.link_layer != LinkLayer::Ethernet {
         return Err(PortRejection::NotEthernet);
     }
     site_allows(port, site)?;
@@ -148,8 +142,13 @@ fn judge(
     {
         return Err(PortRejection::Slower(rate / 1000, fastest / 1000));
     }
-    let search = choose_gid(port, node, &request.gid, site);
-    search.chosen.clone().ok_or(PortRejection::NoGid(search))
+    let search = choose_gid(port, node, request, site);
+    let none_known = request.unknown_facts == UnknownFacts::Accept && port.gids.is_empty();
+    match &search.chosen {
+        Some(row) => Ok(Some(row.clone())),
+        None if none_known => Ok(None),
+        None => Err(PortRejection::NoGid(search)),
+    }
 }
 
 fn site_allows(port: &RdmaPort, site: &Site) -> Result<(), PortRejection> {
@@ -163,10 +162,10 @@ fn site_allows(port: &RdmaPort, site: &Site) -> Result<(), PortRejection> {
     Ok(())
 }
 
-/// The highest rate among the active Ethernet ports that the site allows.
-fn fastest(node: &Node, site: &Site) -> Option<u64> {
+/// The highest rate among the active ports that the site allows.
+fn fastest(node: &Node, request: &Request, site: &Site) -> Option<u64> {
     let candidates = node.ports.iter().filter(|port| {
-        port.link_layer == LinkLayer::Ethernet
+        (port.link_layer == LinkLayer::Ethernet || request.link_layers == LinkLayers::Any)
             && port.state == PortState::Active
             && site_allows(port, site).is_ok()
     });

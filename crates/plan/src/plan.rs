@@ -3,14 +3,15 @@
 use std::fmt;
 
 use roce_node::Node;
-use roce_types::CpuSet;
+use roce_types::{CpuSet, DevicePort, PciAddress};
 
 use crate::cpus::{MemoryPolicy, bind};
-use crate::nics::{Distance, Nic, Pool, PortRejection, distance, matches_entry, pool};
-use crate::placement::assign;
-use crate::request::{GidSelection, NicSelection, Request};
+use crate::distance::{Distance, distance};
+use crate::nics::{Nic, PhysicalPort, Pool, PortRejection, matches_entry, pool};
+use crate::placement::{Board, assign};
+use crate::request::{GidSelection, NicSelection, Placement, Request};
 use crate::site::Site;
-use crate::traffic_class::Class;
+use crate::traffic_class::{Class, ClassError};
 
 /// A task of the step on this node.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +22,8 @@ pub struct Task {
     pub cpus: CpuSet,
     /// How many CPUs it was promised (`--cpus-per-task`), at least 1: it is never narrowed below.
     pub cpus_needed: usize,
+    /// The GPUs that it uses.
+    pub gpus: Vec<PciAddress>,
 }
 
 /// What every task of a node gets.
@@ -28,6 +31,8 @@ pub struct Task {
 pub struct Plan {
     /// Every NIC that the step may use on this node, whoever it was assigned to.
     pub nics: Vec<Nic>,
+    /// Every port that is none, with the reason.
+    pub rejected: Vec<(DevicePort, PortRejection)>,
     /// How their GIDs were selected.
     pub gid: GidSelection,
     /// The traffic class, if one was asked for.
@@ -98,6 +103,14 @@ pub enum PlanError {
         /// What there is.
         present: Vec<String>,
     },
+    /// The NICs can't carry the class.
+    #[error("{asked_by}: {why}")]
+    Class {
+        /// The options.
+        asked_by: String,
+        /// Why not.
+        why: ClassError,
+    },
     /// `--roce-bind=numa`, and Slurm gave the task CPUs elsewhere.
     #[error(
         "--roce-bind=numa: CPUs {cpus} of local rank {local_rank} have none on the NUMA node of {nics}; use --roce-bind=auto or another --cpu-bind"
@@ -112,6 +125,20 @@ pub enum PlanError {
     },
 }
 
+/// A number for each distinct physical port, in the order of the NICs.
+fn physical_ports(nics: &[Nic]) -> Vec<usize> {
+    let mut distinct: Vec<&PhysicalPort> = Vec::new();
+    let mut numbers = Vec::new();
+    for nic in nics {
+        let known = distinct.iter().position(|&port| *port == nic.physical_port);
+        numbers.push(known.unwrap_or(distinct.len()));
+        if known.is_none() {
+            distinct.push(&nic.physical_port);
+        }
+    }
+    numbers
+}
+
 fn list(ports: &[(String, PortRejection)]) -> String {
     ports.iter().map(|(name, reason)| format!("{name}: {reason}")).collect::<Vec<_>>().join("; ")
 }
@@ -123,17 +150,23 @@ fn list(ports: &[(String, PortRejection)]) -> String {
 pub fn plan(node: &Node, request: &Request, site: &Site, tasks: &[Task]) -> Result<Plan, PlanError> {
     let pool = pool(node, request, site);
     check(node, request, &pool)?;
-    let nics = pool.nics;
+    let Pool { nics, rejected } = pool;
     let wanted = match &request.nics {
         NicSelection::Auto => 1,
         NicSelection::Count(count) => *count,
         NicSelection::All | NicSelection::Names(_) => nics.len(),
     };
     let distances: Vec<Vec<Distance>> =
-        tasks.iter().map(|task| nics.iter().map(|nic| distance(node, &task.cpus, nic)).collect()).collect();
+        tasks.iter().map(|task| nics.iter().map(|nic| distance(node, task, nic)).collect()).collect();
     let rails: Vec<u32> = nics.iter().map(|nic| nic.rail).collect();
-    let assigned = assign(request.place, &distances, &rails, wanted);
-    let class = request.class.as_ref().map(Class::resolve);
+    let ports = physical_ports(&nics);
+    let board = Board { distances: &distances, rails: &rails, ports: &ports };
+    let assigned = assign(request.place, &board, wanted);
+    let class = request.class.as_ref().map(|class| {
+        let resolved = Class::resolve(class, &nics, site);
+        resolved.map_err(|why| PlanError::Class { asked_by: request.asked_by(), why })
+    });
+    let class = class.transpose()?;
     let tasks = tasks
         .iter()
         .zip(assigned)
@@ -142,14 +175,14 @@ pub fn plan(node: &Node, request: &Request, site: &Site, tasks: &[Task]) -> Resu
             let own: Vec<&Nic> = assigned.iter().map(|&nic| &nics[nic]).collect();
             let binding = bind(node, task, &own, request.bind)?;
             let distance = distances[assigned[0]];
-            let nearest = format!("{} is the first of {}: {distance}", own[0].port, nics.len());
+            let why_this = why_this(&nics, distances, assigned[0], request.place);
             Ok(TaskPlan {
                 local_rank: task.local_rank,
                 distance,
                 numa_nodes: node.numa_nodes_of(&binding.cpus),
                 cpus: binding.cpus,
                 memory: binding.memory,
-                reasons: [nearest, binding.reason]
+                reasons: [why_this, binding.reason]
                     .into_iter()
                     .chain(class.as_ref().map(|class| class.reason.clone()))
                     .collect(),
@@ -157,7 +190,30 @@ pub fn plan(node: &Node, request: &Request, site: &Site, tasks: &[Task]) -> Resu
             })
         })
         .collect::<Result<_, PlanError>>()?;
-    Ok(Plan { nics, gid: request.gid.clone(), class, tasks })
+    Ok(Plan { nics, rejected, gid: request.gid.clone(), class, tasks })
+}
+
+/// Why a task got its first NIC: how near it is, and which others are as near or nearer.
+fn why_this(nics: &[Nic], distances: &[Distance], first: usize, policy: Placement) -> String {
+    let others = |keep: fn(&Distance, &Distance) -> bool| {
+        let others = (0..nics.len()).filter(|&nic| nic != first && keep(&distances[nic], &distances[first]));
+        others.map(|nic| nics[nic].port.to_string()).collect::<Vec<_>>().join(", ")
+    };
+    let (tied, nearer) = (others(|a, b| a == b), others(|a, b| a < b));
+    let by = match policy {
+        Placement::Nearest => "nearest",
+        Placement::Rail => "by rail",
+        Placement::RoundRobin => "by round-robin",
+        Placement::Block => "by block",
+    };
+    let mut why = format!("{} {by} of {} NICs: {}", nics[first].port, nics.len(), distances[first]);
+    if !tied.is_empty() {
+        why += &format!("; as near: {tied}");
+    }
+    if !nearer.is_empty() {
+        why += &format!("; nearer: {nearer}");
+    }
+    why
 }
 
 /// Are there NICs, those that were named, and as many as were asked for?
@@ -231,7 +287,10 @@ impl fmt::Display for Nic {
         if let Some(numa_node) = self.numa_node {
             write!(f, "NUMA {numa_node}, ")?;
         }
-        write!(f, "GID {} index {})", self.gid, self.gid_index)
+        match &self.gid {
+            Some(row) => write!(f, "GID {} index {})", row.gid, row.index),
+            None => f.write_str("GID unknown)"),
+        }
     }
 }
 

@@ -21,6 +21,10 @@ pub struct Request {
     pub gid: GidSelection,
     /// Whether CPUs and memory are bound.
     pub bind: BindMode,
+    /// Which ports count at all.
+    pub link_layers: LinkLayers,
+    /// What a fact means that the source of the node doesn't tell.
+    pub unknown_facts: UnknownFacts,
     /// The options as given (`--roce-tc=3`), for messages.
     pub asked_by: Vec<String>,
 }
@@ -126,6 +130,26 @@ pub enum BindMode {
     Numa,
     /// Leave CPUs and memory alone.
     None,
+}
+
+/// Which ports count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LinkLayers {
+    /// Ethernet ports.
+    #[default]
+    RoceOnly,
+    /// InfiniBand ports too: to plan on captures of such machines.
+    Any,
+}
+
+/// What a fact means that the source of the node doesn't tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum UnknownFacts {
+    /// On a live machine the kernel tells everything: a GID row without a kind is unusable.
+    #[default]
+    Reject,
+    /// A capture by another tool (hwloc, NCCL) lacks most facts: take them for good.
+    Accept,
 }
 
 /// Puts one option's value into the request. The error says what is allowed.

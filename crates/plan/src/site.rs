@@ -44,6 +44,9 @@ pub struct Policy {
     pub allowed_priorities: Option<Vec<Priority>>,
     /// The class of steps that ask for none: a class name or a priority as text.
     pub class: Option<String>,
+    /// What to do where a NIC is known not to protect the class: no priority flow control on its
+    /// priority, or no trust in the DSCP.
+    pub lossless: Lossless,
 }
 
 /// Which steps the plugin acts on.
@@ -66,6 +69,19 @@ pub enum OnFailure {
     Fail,
     /// It runs untouched, with one line of warning.
     Warn,
+}
+
+/// What to do where a NIC is known not to protect a class. Where it can't tell, nothing is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Lossless {
+    /// Say so in the plan.
+    #[default]
+    Warn,
+    /// Fail.
+    Fail,
+    /// Some fabrics do without priority flow control.
+    Ignore,
 }
 
 /// `[classes.NAME]`
@@ -127,12 +143,26 @@ pub struct ExportPolicy {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Library {
-    /// UCX, and Open MPI and MPICH over it.
+    /// UCX, and what is built on it: Open MPI, MPICH, NIXL.
     Ucx,
     /// NCCL and RCCL.
     Nccl,
-    /// libfabric's verbs provider.
+    /// libfabric's verbs provider: Intel MPI, MPICH.
     Libfabric,
+    /// Open MPI's openib, up to version 4.
+    Openmpi,
+    /// MVAPICH2 and MVAPICH 3.
+    Mvapich,
+    /// NVSHMEM.
+    Nvshmem,
+    /// rocSHMEM.
+    Rocshmem,
+    /// Gloo.
+    Gloo,
+    /// Mooncake's transfer engine.
+    Mooncake,
+    /// HCCL.
+    Hccl,
 }
 
 /// `[limits]`

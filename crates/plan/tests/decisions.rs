@@ -30,6 +30,7 @@ fn add_nic(node: &mut Node, device: &str, netdev: &str, numa_node: Option<u32>, 
         carrier: Some(true),
         mtu: Some(4500),
         kind: None,
+        lower: Vec::new(),
         addresses: Some(vec![address]),
     };
     node.netdevs.insert(netdev.into(), netdev_facts);
@@ -46,6 +47,10 @@ fn add_nic(node: &mut Node, device: &str, netdev: &str, numa_node: Option<u32>, 
         rate_mbit: Some(100_000),
         pci: None,
         numa_node,
+        asic: None,
+        physical_function: None,
+        qos: None,
+        forced_traffic_class: None,
         netdev: Some(netdev.into()),
         gids: vec![
             row(0, link_local, GidKind::RoceV1),
@@ -71,7 +76,10 @@ fn request_at(options: &[(RoceOption, &str)], site: &Site) -> Request {
 
 /// One task per list of CPUs.
 fn tasks(masks: &[&str]) -> Vec<Task> {
-    (0..).zip(masks).map(|(local_rank, mask)| Task { local_rank, cpus: cpus(mask), cpus_needed: 1 }).collect()
+    (0..)
+        .zip(masks)
+        .map(|(local_rank, mask)| Task { local_rank, cpus: cpus(mask), cpus_needed: 1, gpus: Vec::new() })
+        .collect()
 }
 
 fn planned(node: &Node, options: &[(RoceOption, &str)], masks: &[&str]) -> Result<Plan, PlanError> {
@@ -198,7 +206,7 @@ fn gids_are_ranked_by_site_subnet_then_family_then_base_netdev_then_index() {
     let chosen = |options: &[(RoceOption, &str)], site: &str| {
         let site = Site::parse(site, "roce.toml").unwrap();
         let plan = plan(&node, &request_at(options, &site), &site, &tasks(&["0"])).unwrap();
-        plan.tasks[0].nics[0].gid.to_string()
+        plan.tasks[0].nics[0].gid.as_ref().unwrap().gid.to_string()
     };
     assert_eq!(chosen(&[], ""), "::ffff:10.0.0.1", "the base netdev's before the VLAN's");
     assert_eq!(chosen(&[], "[gid]\nfamily = \"ipv6\""), "fd00::1");
