@@ -8,6 +8,7 @@
 //! doesn't tell is `None`, never a default.
 
 mod addresses;
+mod dcb;
 mod gpu;
 mod model;
 mod netdev;
@@ -52,7 +53,21 @@ pub fn read(root: &Path) -> Result<Node, NodeError> {
     }
     let packages = numa::packages(&tree, &cpus)?;
     let gpus = gpu::read(&tree, &numa_nodes, &mut problems)?;
-    let ports = rdma::read(&tree, &numa_nodes, &netdevs, &mut problems)?;
+    let mut ports = rdma::read(&tree, &numa_nodes, &netdevs, &mut problems)?;
+    if tree.is_live() {
+        ask_qos(&mut ports, &dcb::Kernel, &mut problems);
+    }
     let rdma_class_exists = tree.exists(RDMA_CLASS);
     Ok(Node { cpus, packages, numa_nodes, gpus, ports, netdevs, rdma_class_exists, problems })
+}
+
+/// Adds what the interface of each Ethernet port does with packets of each class.
+fn ask_qos(ports: &mut [RdmaPort], source: &dyn dcb::DcbSource, problems: &mut Vec<String>) {
+    for port in ports.iter_mut().filter(|port| port.link_layer == LinkLayer::Ethernet) {
+        let Some(netdev) = &port.netdev else { continue };
+        match source.qos(netdev) {
+            Ok(qos) => port.qos = qos,
+            Err(error) => problems.push(format!("the QoS of {netdev} is unknown: DCB netlink: {error}")),
+        }
+    }
 }
