@@ -80,6 +80,9 @@ pub fn panicked() -> Option<Panic> {
 /// What a hook's code looks like: the handle, and the arguments of the line in plugstack.conf.
 pub type HookBody = fn(&Spank<'_>, &[&CStr]) -> Verdict;
 
+/// What runs instead of a hook's code once the plugin has panicked in this process.
+pub type DisabledBody = fn(Hook, &Spank<'_>, &Panic) -> Verdict;
+
 /// Runs the code of one hook for Slurm and gives what to return to it: 0 or -1.
 ///
 /// After a panic, here or in an earlier hook, `body` is not run (again) and `disabled` decides instead.
@@ -95,7 +98,7 @@ pub unsafe fn run_hook(
     argc: c_int,
     argv: *const *mut c_char,
     body: HookBody,
-    disabled: HookBody,
+    disabled: DisabledBody,
 ) -> c_int {
     let host = match Host::get() {
         Ok(host) => host,
@@ -112,7 +115,7 @@ pub unsafe fn run_hook(
         None => catch(hook, || body(&spank, &arguments)),
     };
     let verdict = verdict
-        .or_else(|| catch(hook, || disabled(&spank, &arguments)))
+        .or_else(|| panicked().and_then(|panic| catch(hook, || disabled(hook, &spank, &panic))))
         // Even saying so panicked.
         .unwrap_or(Verdict::Fail);
     code(hook, Some(context), verdict)

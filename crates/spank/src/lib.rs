@@ -18,7 +18,7 @@ mod option;
 mod version;
 
 pub use abi::Context;
-pub use guard::{Hook, HookBody, Panic, Verdict, panicked, run_hook};
+pub use guard::{DisabledBody, Hook, HookBody, Panic, Verdict, panicked, run_hook};
 pub use handle::{Failure, Spank};
 pub use log::{Level, log};
 pub use option::{OptionHandler, OptionSpec};

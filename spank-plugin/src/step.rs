@@ -1,0 +1,226 @@
+//! The node's side: what each hook in slurmstepd and in its tasks does.
+//!
+//! Whatever goes wrong is kept in the step and raised in `task_init`, the only place where Slurm ends the
+//! task for it and neither drains the node nor reports success.
+
+use std::ffi::{CStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+
+use roce_node::Node;
+use roce_plan::{Memlock, OnFailure, Options, Request, RoceOption, Site, Source, Task};
+use roce_spank::{Context, Hook, Panic, Spank, Verdict};
+
+use crate::state::{State, state};
+use crate::table::TaskTable;
+use crate::{apply, os, report};
+
+/// Slurm's own record of the memlock limit in the shell that submitted; it is applied to the task after
+/// `task_init_privileged`.
+const SUBMITTED_MEMLOCK: &str = "SLURM_RLIMIT_MEMLOCK";
+
+/// A step of this node that is to be placed.
+#[derive(Debug)]
+pub(crate) struct Step {
+    facts: Result<Facts, String>,
+    on_failure: OnFailure,
+}
+
+/// All that a plan is made from.
+#[derive(Debug)]
+struct Facts {
+    site: Site,
+    request: Request,
+    node: Node,
+    table: TaskTable,
+}
+
+/// In slurmstepd, as the user, before the fork: reads all there is to read.
+pub(crate) fn user_init(spank: &Spank<'_>, _: &[&CStr]) -> Verdict {
+    let mut state = state();
+    state.step = None;
+    // A batch script, an extern step or an interactive shell is no step of ours: its sruns are.
+    if spank.context() == Context::Remote && !spank.is_special_step().unwrap_or(true) {
+        state.step = prepare(&mut state, spank);
+    }
+    Verdict::Continue
+}
+
+/// The step, or nothing if it is to be left alone.
+fn prepare(state: &mut State, spank: &Spank<'_>) -> Option<Step> {
+    let asked = asked(state, spank);
+    let site = match (state.site(), &asked) {
+        (Ok(site), _) => site,
+        (Err(error), Ok(asked)) if asked.is_empty() => {
+            report::error(&format!("{error}; this step runs without RoCE placement"));
+            return None;
+        }
+        (Err(error), _) => return Some(Step { facts: Err(error), on_failure: OnFailure::Fail }),
+    };
+    let on_failure = site.policy.on_failure;
+    let step = |facts| Some(Step { facts, on_failure });
+    let request = match asked.and_then(|asked| options(&asked)) {
+        Ok(options) => options.request(&site),
+        Err(error) => return step(Err(error)),
+    };
+    match request {
+        Ok(None) => None,
+        Err(error) => step(Err(error.to_string())),
+        Ok(Some(request)) => step(facts(state, spank, site, request)),
+    }
+}
+
+/// What was asked for, as (option, bytes). srun has put the resolved request into the environment; only
+/// when nothing is there (an srun without the plugin) do the options that Slurm delivered count.
+fn asked(state: &State, spank: &Spank<'_>) -> Result<Vec<(RoceOption, OsString)>, String> {
+    let option_of =
+        |name: &[u8]| RoceOption::ALL.into_iter().find(|option| option.variable().as_bytes() == name);
+    let variables = spank.environment(|name| option_of(name).is_some()).map_err(|error| error.to_string())?;
+    if !variables.is_empty() {
+        let option = |(name, value): (OsString, OsString)| Some((option_of(name.as_bytes())?, value));
+        return Ok(variables.into_iter().filter_map(option).collect());
+    }
+    let mut asked: Vec<(RoceOption, OsString)> = Vec::new();
+    for (option, value) in &state.delivered {
+        // Of the options that exclude each other the last one counts, as for any option given twice.
+        if is_class(*option) {
+            asked.retain(|(other, _)| !is_class(*other));
+        }
+        asked.push((*option, OsString::from_vec(value.clone())));
+    }
+    Ok(asked)
+}
+
+fn is_class(option: RoceOption) -> bool {
+    matches!(option, RoceOption::Tc | RoceOption::Dscp | RoceOption::Tclass)
+}
+
+/// Options from bytes that any user may have written, whatever srun checked.
+fn options(asked: &[(RoceOption, OsString)]) -> Result<Options, String> {
+    let mut options = Options::default();
+    for (option, value) in asked {
+        let value = value
+            .to_str()
+            .ok_or_else(|| format!("--{}={}: not UTF-8 text", option.name(), value.to_string_lossy()))?;
+        options.set(*option, value, Source::CommandLine);
+    }
+    Ok(options)
+}
+
+fn facts(state: &State, spank: &Spank<'_>, site: Site, request: Request) -> Result<Facts, String> {
+    let tasks = spank.local_task_count().map_err(|error| error.to_string())?;
+    let table =
+        TaskTable::new(tasks).map_err(|error| format!("can't map a table of {tasks} tasks: {error}"))?;
+    let node = roce_node::read(&state.arguments()?.sysfs).map_err(|error| error.to_string())?;
+    Ok(Facts { site, request, node, table })
+}
+
+/// In the task, still root: raises the memlock limit, for RDMA registers memory by locking it.
+pub(crate) fn task_init_privileged(spank: &Spank<'_>, _: &[&CStr]) -> Verdict {
+    let mut state = state();
+    if let Some(step) = &mut state.step
+        && let Ok(facts) = &step.facts
+        && let Err(error) = raise_memlock(spank, facts.site.limits.memlock)
+    {
+        // This is the task's own copy of the state.
+        step.facts = Err(error);
+    }
+    Verdict::Continue
+}
+
+fn raise_memlock(spank: &Spank<'_>, memlock: Memlock) -> Result<(), String> {
+    let bytes = match memlock {
+        Memlock::Keep => return Ok(()),
+        Memlock::Unlimited => None,
+        Memlock::Bytes(bytes) => Some(bytes),
+    };
+    os::raise_memlock(bytes).map_err(|error| format!("can't raise the memlock limit: {error}"))?;
+    // Else Slurm would put the submitting shell's limit back. Absent is as good.
+    if spank.getenv(SUBMITTED_MEMLOCK).map_err(|error| error.to_string())?.is_some() {
+        spank.unsetenv(SUBMITTED_MEMLOCK).map_err(|error| error.to_string())?;
+    }
+    Ok(())
+}
+
+/// In slurmstepd, once per task, while all tasks wait: one system call, no more.
+pub(crate) fn task_post_fork(spank: &Spank<'_>, _: &[&CStr]) -> Verdict {
+    let state = state();
+    if let Some(Step { facts: Ok(facts), .. }) = &state.step {
+        match (spank.task_id(), spank.task_pid()) {
+            (Ok(task), Ok(pid)) => facts.table.record(task, os::affinity(pid)),
+            // The row stays empty, and the tasks say so.
+            (Err(error), _) | (_, Err(error)) => report::error(&error),
+        }
+    }
+    Verdict::Continue
+}
+
+/// In the task, as the user, after Slurm's own binding.
+pub(crate) fn task_init(spank: &Spank<'_>, _: &[&CStr]) -> Verdict {
+    let state = state();
+    let Some(step) = &state.step else { return Verdict::Continue };
+    match step.facts.as_ref().map_err(Clone::clone).and_then(|facts| place(spank, facts)) {
+        Ok(lines) => {
+            lines.iter().for_each(|line| report::to_task(spank, line));
+            Verdict::Continue
+        }
+        Err(error) => give_up(spank, &error, step.on_failure),
+    }
+}
+
+/// The plan is the same in every task of the node; each carries out its own row. Gives what to say.
+fn place(spank: &Spank<'_>, facts: &Facts) -> Result<Vec<String>, String> {
+    let tasks = (0..facts.table.tasks())
+        .map(|local_rank| Ok(Task { local_rank, cpus: facts.table.mask(local_rank)? }))
+        .collect::<Result<Vec<_>, crate::table::RowError>>()
+        .map_err(|error| error.to_string())?;
+    let plan = roce_plan::plan(&facts.node, &facts.request, &facts.site, &tasks)
+        .map_err(|error| error.to_string())?;
+    let local_rank = spank.task_id().map_err(|error| error.to_string())?;
+    let task = plan.task(local_rank).ok_or_else(|| format!("the plan has no local task {local_rank}"))?;
+    let exports = roce_plan::exports(&plan, local_rank, &facts.site);
+    let notes = apply::apply(spank, task, &exports).map_err(|error| error.to_string())?;
+    let lines = std::iter::once(task.describe()).chain(notes);
+    Ok(if facts.request.verbose { lines.collect() } else { Vec::new() })
+}
+
+fn give_up(spank: &Spank<'_>, error: &str, on_failure: OnFailure) -> Verdict {
+    match on_failure {
+        OnFailure::Fail => {
+            report::to_task(spank, &error);
+            Verdict::Fail
+        }
+        OnFailure::Warn => {
+            report::to_task(spank, &format!("warning: {error}; running without RoCE placement"));
+            Verdict::Continue
+        }
+    }
+}
+
+/// What happens in place of a hook once the plugin has panicked in this process.
+pub(crate) fn disabled(hook: Hook, spank: &Spank<'_>, panic: &Panic) -> Verdict {
+    let state = state();
+    match spank.context() {
+        Context::Local | Context::Allocator => {
+            report::error(panic);
+            let variable = RoceOption::ALL.iter().any(|option| std::env::var_os(option.variable()).is_some());
+            if variable || !state.seen.is_empty() { Verdict::Fail } else { Verdict::Continue }
+        }
+        Context::Remote if hook == Hook::TaskInit => {
+            let special = spank.is_special_step().unwrap_or(true);
+            if special || asked(&state, spank).is_ok_and(|asked| asked.is_empty()) {
+                return Verdict::Continue;
+            }
+            let on_failure = match &state.site {
+                Some(Ok(site)) => site.policy.on_failure,
+                _ => OnFailure::Fail,
+            };
+            give_up(spank, &panic.to_string(), on_failure)
+        }
+        // Once is enough for the log: the hook that panicked.
+        _ if hook == panic.hook => {
+            report::error(panic);
+            Verdict::Continue
+        }
+        _ => Verdict::Continue,
+    }
+}
