@@ -3,16 +3,16 @@
 use std::fmt::Display;
 use std::io::Write;
 
-use roce_spank::{Level, Spank, log};
+use roce_spank::{Level, Spank, log as log_line};
 
-/// Says why nothing was launched (srun, sbatch, salloc), or puts it into slurmd's log (on a node).
+/// Says why nothing was launched: on the standard error of srun, sbatch, salloc.
 pub(crate) fn error(what: &dyn Display) {
-    log(Level::Error, &format!("spank_roce: {what}"));
+    log_line(Level::Error, &format!("spank_roce: {what}"));
 }
 
-/// Something that is worth a look in the log, and no more.
-pub(crate) fn note(what: &dyn Display) {
-    log(Level::Verbose, &format!("spank_roce: {what}"));
+/// Puts something that no user asked about into slurmd's log. An error would be shown by srun too.
+pub(crate) fn log(what: &dyn Display) {
+    log_line(Level::Info, &format!("spank_roce: {what}"));
 }
 
 /// Writes one line to the task's own standard error, as `--cpu-bind=verbose` does.

@@ -32,6 +32,8 @@ struct Facts {
     request: Request,
     node: Node,
     table: TaskTable,
+    /// What the task is told although nothing failed.
+    warning: Option<String>,
 }
 
 /// In slurmstepd, as the user, before the fork: reads all there is to read.
@@ -51,7 +53,7 @@ fn prepare(state: &mut State, spank: &Spank<'_>) -> Option<Step> {
     let site = match (state.site(), &asked) {
         (Ok(site), _) => site,
         (Err(error), Ok(asked)) if asked.is_empty() => {
-            report::error(&format!("{error}; this step runs without RoCE placement"));
+            report::log(&format!("{error}; this step runs without RoCE placement"));
             return None;
         }
         (Err(error), _) => return Some(Step { facts: Err(error), on_failure: OnFailure::Fail }),
@@ -111,34 +113,40 @@ fn facts(state: &State, spank: &Spank<'_>, site: Site, request: Request) -> Resu
     let table =
         TaskTable::new(tasks).map_err(|error| format!("can't map a table of {tasks} tasks: {error}"))?;
     let node = roce_node::read(&state.arguments()?.sysfs).map_err(|error| error.to_string())?;
-    Ok(Facts { site, request, node, table })
+    Ok(Facts { site, request, node, table, warning: None })
 }
 
 /// In the task, still root: raises the memlock limit, for RDMA registers memory by locking it.
 pub(crate) fn task_init_privileged(spank: &Spank<'_>, _: &[&CStr]) -> Verdict {
     let mut state = state();
     if let Some(step) = &mut state.step
-        && let Ok(facts) = &step.facts
-        && let Err(error) = raise_memlock(spank, facts.site.limits.memlock)
+        && let Ok(facts) = &mut step.facts
     {
         // This is the task's own copy of the state.
-        step.facts = Err(error);
+        match raise_memlock(spank, facts.site.limits.memlock) {
+            Ok(warning) => facts.warning = warning,
+            Err(error) => step.facts = Err(error),
+        }
     }
     Verdict::Continue
 }
 
-fn raise_memlock(spank: &Spank<'_>, memlock: Memlock) -> Result<(), String> {
+fn raise_memlock(spank: &Spank<'_>, memlock: Memlock) -> Result<Option<String>, String> {
     let bytes = match memlock {
-        Memlock::Keep => return Ok(()),
+        Memlock::Keep => return Ok(None),
         Memlock::Unlimited => None,
         Memlock::Bytes(bytes) => Some(bytes),
     };
-    os::raise_memlock(bytes).map_err(|error| format!("can't raise the memlock limit: {error}"))?;
+    let lower = os::raise_memlock(bytes).map_err(|error| format!("can't raise the memlock limit: {error}"))?;
     // Else Slurm would put the submitting shell's limit back. Absent is as good.
     if spank.getenv(SUBMITTED_MEMLOCK).map_err(|error| error.to_string())?.is_some() {
         spank.unsetenv(SUBMITTED_MEMLOCK).map_err(|error| error.to_string())?;
     }
-    Ok(())
+    Ok(lower.map(|limit| {
+        let limit = limit / 1024;
+        let wanted = bytes.map_or_else(|| "unlimited".to_owned(), |bytes| format!("{} KiB", bytes / 1024));
+        format!("warning: the memlock limit is {limit} KiB, not {wanted}: slurmd lacks CAP_SYS_RESOURCE")
+    }))
 }
 
 /// In slurmstepd, once per task, while all tasks wait: one system call, no more.
@@ -148,7 +156,7 @@ pub(crate) fn task_post_fork(spank: &Spank<'_>, _: &[&CStr]) -> Verdict {
         match (spank.task_id(), spank.task_pid()) {
             (Ok(task), Ok(pid)) => facts.table.record(task, os::affinity(pid)),
             // The row stays empty, and the tasks say so.
-            (Err(error), _) | (_, Err(error)) => report::error(&error),
+            (Err(error), _) | (_, Err(error)) => report::log(&error),
         }
     }
     Verdict::Continue
@@ -179,8 +187,12 @@ fn place(spank: &Spank<'_>, facts: &Facts) -> Result<Vec<String>, String> {
     let task = plan.task(local_rank).ok_or_else(|| format!("the plan has no local task {local_rank}"))?;
     let exports = roce_plan::exports(&plan, local_rank, &facts.site);
     let notes = apply::apply(spank, task, &exports).map_err(|error| error.to_string())?;
-    let lines = std::iter::once(task.describe()).chain(notes);
-    Ok(if facts.request.verbose { lines.collect() } else { Vec::new() })
+    let mut lines: Vec<String> = facts.warning.iter().cloned().collect();
+    if facts.request.verbose {
+        lines.push(task.describe());
+        lines.extend(notes);
+    }
+    Ok(lines)
 }
 
 fn give_up(spank: &Spank<'_>, error: &str, on_failure: OnFailure) -> Verdict {
@@ -218,7 +230,7 @@ pub(crate) fn disabled(hook: Hook, spank: &Spank<'_>, panic: &Panic) -> Verdict 
         }
         // Once is enough for the log: the hook that panicked.
         _ if hook == panic.hook => {
-            report::error(panic);
+            report::log(panic);
             Verdict::Continue
         }
         _ => Verdict::Continue,

@@ -21,11 +21,12 @@ pub(crate) fn init(spank: &Spank<'_>, arguments: &[&CStr]) -> Verdict {
     let arguments = Arguments::parse(arguments);
     let mut verdict = Verdict::Continue;
     if let Err(error) = &arguments {
-        report::error(error);
+        let report = if submitting(spank) { report::error } else { report::log };
+        report(error);
         verdict = Verdict::Fail;
     }
     state().arguments = Some(arguments);
-    if !matches!(spank.context(), Context::Local | Context::Allocator | Context::Remote) {
+    if !submitting(spank) && spank.context() != Context::Remote {
         return verdict;
     }
     let options = RoceOption::ALL.map(|option| OptionSpec {
@@ -38,6 +39,11 @@ pub(crate) fn init(spank: &Spank<'_>, arguments: &[&CStr]) -> Verdict {
         verdict = Verdict::Fail;
     }
     verdict
+}
+
+/// In srun, sbatch or salloc?
+fn submitting(spank: &Spank<'_>) -> bool {
+    matches!(spank.context(), Context::Local | Context::Allocator)
 }
 
 /// One use of an option: typed, or inherited from the job, or delivered to the node.
@@ -87,7 +93,7 @@ fn inherited_variable(option: RoceOption) -> String {
 
 /// All options are known: judges them with the variables and the site file.
 pub(crate) fn init_post_opt(spank: &Spank<'_>, _: &[&CStr]) -> Verdict {
-    if !matches!(spank.context(), Context::Local | Context::Allocator) {
+    if !submitting(spank) {
         return Verdict::Continue;
     }
     let mut state = state();
@@ -154,6 +160,10 @@ pub(crate) fn local_user_init(_: &Spank<'_>, _: &[&CStr]) -> Verdict {
 fn hand_over(state: &mut State, active: bool) -> Result<(), String> {
     for (name, value) in state.options.variables() {
         os::set_own_variable(name, value.as_deref())?;
+    }
+    // They are in the variables now; left here, they would beat the variables in an srun inside the step.
+    for option in RoceOption::ALL {
+        os::set_own_variable(&inherited_variable(option), None)?;
     }
     if !active {
         // --roce=off inside a step that was placed: its secret is not this one's.
