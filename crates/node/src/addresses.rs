@@ -8,7 +8,8 @@ pub(crate) fn fill_in(netdevs: &mut BTreeMap<String, Netdev>, problems: &mut Vec
     let entries = match nix::ifaddrs::getifaddrs() {
         Ok(entries) => entries,
         Err(error) => {
-            problems.push(format!("the addresses of the network interfaces are unknown: getifaddrs: {error}"));
+            problems
+                .push(format!("the addresses of the network interfaces are unknown: getifaddrs: {error}"));
             return;
         }
     };

@@ -23,7 +23,8 @@ pub(crate) fn read(tree: &Tree, cpus: &CpuSet) -> Result<Vec<NumaNode>, NodeErro
             let online: CpuSet = tree.parse(&format!("{folder}/node{id}/cpulist"))?;
             let distances = tree.text(&format!("{folder}/node{id}/distance"))?;
             // The kernel writes one number per online node, ascending by id.
-            let distances = ids.iter().copied().zip(distances.split_whitespace().map_while(|d| d.parse().ok()));
+            let distances =
+                ids.iter().copied().zip(distances.split_whitespace().map_while(|d| d.parse().ok()));
             Ok(NumaNode { id, cpus: online, distances: distances.collect() })
         })
         .collect()

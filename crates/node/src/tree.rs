@@ -88,8 +88,7 @@ impl Tree {
     /// parent up to `sys/devices`. Empty when there is no such link (a virtual device) or it leads
     /// out of the tree.
     pub(crate) fn device_ancestry(&self, link: &str) -> Vec<PathBuf> {
-        let (Ok(device), Ok(top)) =
-            (self.path(link).canonicalize(), self.path("sys/devices").canonicalize())
+        let (Ok(device), Ok(top)) = (self.path(link).canonicalize(), self.path("sys/devices").canonicalize())
         else {
             return Vec::new();
         };
