@@ -69,75 +69,67 @@ fn bind_cpus(planned: &CpuSet, own: &CpuSet) -> Result<bool, ApplyError> {
 
 /// Sets the memory policy, unless the user chose one. Was there anything to do?
 fn bind_memory(policy: &MemoryPolicy, notes: &mut Vec<String>) -> Result<bool, ApplyError> {
-    let (MemoryPolicy::Prefer(nodes) | MemoryPolicy::Bind(nodes)) = policy else { return Ok(false) };
-    match (os::has_default_memory_policy(), policy) {
-        (Ok(true), _) => {}
-        (Ok(false), _) => {
-            notes.push("memory policy kept: it was chosen before (--mem-bind or numactl)".to_owned());
-            return Ok(false);
+    let kept = match policy {
+        MemoryPolicy::Keep => return Ok(false),
+        MemoryPolicy::Prefer(node) => match os::has_default_memory_policy() {
+            Ok(true) => match os::set_memory_policy(MemoryMode::Preferred, &[*node]) {
+                Ok(()) => return Ok(true),
+                Err(error) => format!("can't prefer NUMA node {node}: {error}"),
+            },
+            Ok(false) => CHOSEN.to_owned(),
+            // A kernel without NUMA has no policy to prefer anything with.
+            Err(error) => format!("can't read it: {error}"),
+        },
+        MemoryPolicy::Bind(nodes) => {
+            if os::has_default_memory_policy().map_err(ApplyError::MemoryPolicy)? {
+                os::set_memory_policy(MemoryMode::Bind, nodes)
+                    .map_err(|error| ApplyError::Memory { nodes: nodes.clone(), error })?;
+                return Ok(true);
+            }
+            CHOSEN.to_owned()
         }
-        // A kernel without NUMA has no policy to prefer anything with.
-        (Err(error), MemoryPolicy::Prefer(_)) => {
-            notes.push(format!("memory policy kept: can't read it: {error}"));
-            return Ok(false);
-        }
-        (Err(error), _) => return Err(ApplyError::MemoryPolicy(error)),
-    }
-    let error = match policy {
-        MemoryPolicy::Bind(_) => os::set_memory_policy(MemoryMode::Bind, nodes)
-            .map_err(|error| ApplyError::Memory { nodes: nodes.clone(), error })
-            .map(|()| None)?,
-        _ => prefer(nodes).err(),
     };
-    let Some(error) = error else { return Ok(true) };
-    notes.push(format!("memory policy kept: can't prefer NUMA nodes {nodes:?}: {error}"));
+    notes.push(format!("memory policy kept: {kept}"));
     Ok(false)
 }
 
-/// Several preferred nodes need Linux 5.15; before it, the first one.
-fn prefer(nodes: &[u32]) -> io::Result<()> {
-    match nodes {
-        [] => Ok(()),
-        [node] => os::set_memory_policy(MemoryMode::Preferred, &[*node]),
-        [first, ..] => os::set_memory_policy(MemoryMode::PreferredMany, nodes)
-            .or_else(|_| os::set_memory_policy(MemoryMode::Preferred, &[*first])),
-    }
-}
+/// Why a policy that is not the default one stays.
+const CHOSEN: &str = "it was chosen before (--mem-bind or numactl)";
 
-/// Sets the variables, except those that the user set.
+/// Sets the variables, except those that the user set, and removes those that an outer step's plan had and
+/// this one's hasn't.
 fn export(spank: &Spank<'_>, exports: &[Export]) -> Result<(), Failure> {
-    let wanted =
-        |name: &[u8]| name == EXPORTED.as_bytes() || exports.iter().any(|e| e.name.as_bytes() == name);
-    let old = spank.environment(wanted)?;
+    let old = spank.environment(|_| true)?;
     let old_value = |name: &str| old.iter().find(|(known, _)| known == name).map(|(_, value)| value);
     let outer = old_value(EXPORTED).and_then(|value| value.to_str()).unwrap_or_default();
-    let kept = |export: &Export| {
-        !export.overwrite
-            && old_value(&export.name).is_some_and(|value| !is_exported(outer, &export.name, value))
-    };
-    let chosen: Vec<&Export> = exports.iter().filter(|export| !kept(export)).collect();
+    let users_own = |name: &str| old_value(name).is_some_and(|value| !is_exported(outer, name, value));
+    let chosen = exports.iter().filter(|export| export.overwrite || !users_own(export.name));
+    let mut changes: Vec<(&str, Option<&str>)> =
+        chosen.map(|export| (export.name, Some(export.value.as_str()))).collect();
     let record: Vec<String> =
-        chosen.iter().map(|export| format!("{}={}", export.name, export.value)).collect();
-    let mut set = Vec::new();
-    let mut result = Ok(());
-    let variables = chosen.iter().map(|export| (&*export.name, &*export.value));
-    for (name, value) in variables.chain([(EXPORTED, &*record.join(" "))]) {
-        result = spank.setenv(name, value);
-        if result.is_err() {
-            break;
-        }
-        set.push(name);
-    }
-    if result.is_err() {
-        for name in set {
-            // What Slurm took a moment ago it takes again; if not, the first failure says more.
-            let _ = match old_value(name).and_then(|value| value.to_str()) {
-                Some(value) => spank.setenv(name, value),
-                None => spank.unsetenv(name),
-            };
+        changes.iter().filter_map(|(name, value)| Some(format!("{name}={}", (*value)?))).collect();
+    let record = record.join(" ");
+    changes.push((EXPORTED, Some(&record)));
+    for (name, value) in outer.split(' ').filter_map(|entry| entry.split_once('=')) {
+        let is_stale = old_value(name).is_some_and(|old| old == value);
+        if is_stale && !changes.iter().any(|(changed, _)| *changed == name) {
+            changes.push((name, None));
         }
     }
-    result
+    let set = |name: &str, value: Option<&str>| match value {
+        Some(value) => spank.setenv(name, value),
+        None => spank.unsetenv(name),
+    };
+    for (done, (name, value)) in changes.iter().enumerate() {
+        if let Err(failure) = set(name, *value) {
+            for (name, _) in &changes[..done] {
+                // What Slurm took a moment ago it takes again; if not, the first failure says more.
+                let _ = set(name, old_value(name).and_then(|value| value.to_str()));
+            }
+            return Err(failure);
+        }
+    }
+    Ok(())
 }
 
 /// Was the variable set to this by an outer step?

@@ -51,6 +51,8 @@ impl Arguments {
                 (&mut config, "config", path)
             } else if let Some(path) = bytes.strip_prefix(b"sysfs=") {
                 (&mut sysfs, "sysfs", path)
+            } else if cfg!(feature = "fault-injection") && bytes.starts_with(b"fault=") {
+                continue;
             } else {
                 return Err(ArgumentError::Unknown(argument.to_string_lossy().into_owned()));
             };
@@ -69,7 +71,7 @@ impl Arguments {
     pub(crate) fn site(&self) -> Result<Site, ConfigError> {
         let path = self.config.as_deref().unwrap_or(Path::new(DEFAULT_CONFIG)).to_owned();
         match (std::fs::read_to_string(&path), &self.config) {
-            (Ok(text), _) => Ok(Site::parse(&text, &path)?),
+            (Ok(text), _) => Ok(Site::parse(&text, &path.display().to_string())?),
             (Err(error), None) if error.kind() == io::ErrorKind::NotFound => Ok(Site::default()),
             (Err(error), None) => Err(ConfigError::Default { path, error }),
             (Err(error), Some(_)) => Err(ConfigError::Named { path, error }),

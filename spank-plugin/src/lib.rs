@@ -7,8 +7,7 @@
 //! | hook | in | does |
 //! | --- | --- | --- |
 //! | `init` | all | reads plugstack.conf's arguments, registers the options |
-//! | `init_post_opt` | srun, sbatch, salloc | judges options, variables and site file; a bad one ends it here |
-//! | `local_user_init` | srun | puts the resolved request and the step's secret into the environment |
+//! | `init_post_opt` | srun, sbatch, salloc | judges options, variables and site file: a bad one ends it here; in srun, puts the settled request and the step's secret into the environment |
 //! | `user_init` | slurmstepd | reads site file and node, once, as the user; maps the task table |
 //! | `task_init_privileged` | task, root | raises the memlock limit |
 //! | `task_post_fork` | slurmstepd | notes the task's CPU mask in the table |
@@ -20,6 +19,9 @@
 mod abi;
 mod apply;
 mod arguments;
+mod disabled;
+#[cfg(feature = "fault-injection")]
+mod fault;
 mod os;
 mod report;
 mod state;

@@ -22,12 +22,10 @@ const NODE_WORDS: usize = 16;
 pub(crate) enum MemoryMode {
     /// Where the task runs.
     Default = 0,
-    /// The first of the nodes while it has room.
+    /// The node while it has room.
     Preferred = 1,
     /// The nodes and no other.
     Bind = 2,
-    /// The nodes while they have room (Linux 5.15).
-    PreferredMany = 5,
 }
 
 /// The CPUs that a process may run on; 0 is the caller.
@@ -111,9 +109,8 @@ pub(crate) fn set_own_variable(name: &str, value: Option<&str>) -> Result<(), St
     let failed = |error: &dyn std::fmt::Display| format!("can't set {name}: {error}");
     let name_c = CString::new(name).map_err(|error| failed(&error))?;
     let value_c = value.map(CString::new).transpose().map_err(|error| failed(&error))?;
-    // SAFETY: the texts are terminated and glibc copies them. Only srun's main thread gets here, from
-    // `local_user_init`, where Slurm sets variables of its own in the same way; its other threads don't
-    // touch the environment.
+    // SAFETY: the texts are terminated and glibc copies them. srun gets here from `init_post_opt`, on its main
+    // thread and before it starts another one; Slurm sets variables in the same way just before the call.
     let result = unsafe {
         match &value_c {
             Some(value) => libc::setenv(name_c.as_ptr(), value.as_ptr(), 1),

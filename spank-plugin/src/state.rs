@@ -19,10 +19,6 @@ pub(crate) struct State {
     pub(crate) options: Options,
     /// The options whose callback has been called.
     pub(crate) seen: Vec<RoceOption>,
-    /// The step is to be placed; `None` until `init_post_opt`.
-    pub(crate) active: Option<bool>,
-    /// The secret was made: once per srun, however many steps of a heterogeneous job it launches.
-    pub(crate) has_secret: bool,
 
     /// Options that reached the node, as (option, bytes), the last of each.
     pub(crate) delivered: Vec<(RoceOption, Vec<u8>)>,

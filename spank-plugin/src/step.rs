@@ -3,15 +3,16 @@
 //! Whatever goes wrong is kept in the step and raised in `task_init`, the only place where Slurm ends the
 //! task for it and neither drains the node nor reports success.
 
-use std::ffi::{CStr, OsString};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::ffi::CStr;
+use std::fmt::Display;
+use std::os::unix::ffi::OsStrExt;
 
 use roce_node::Node;
 use roce_plan::{Memlock, OnFailure, Options, Request, RoceOption, Site, Source, Task};
-use roce_spank::{Context, Hook, Panic, Spank, Verdict};
+use roce_spank::{Context, Spank, Verdict};
 
 use crate::state::{State, state};
-use crate::table::TaskTable;
+use crate::table::{RowError, TaskTable};
 use crate::{apply, os, report};
 
 /// Slurm's own record of the memlock limit in the shell that submitted; it is applied to the task after
@@ -32,6 +33,8 @@ struct Facts {
     request: Request,
     node: Node,
     table: TaskTable,
+    /// CPUs that each task was promised.
+    cpus_per_task: usize,
     /// What the task is told although nothing failed.
     warning: Option<String>,
 }
@@ -60,60 +63,49 @@ fn prepare(state: &mut State, spank: &Spank<'_>) -> Option<Step> {
     };
     let on_failure = site.policy.on_failure;
     let step = |facts| Some(Step { facts, on_failure });
-    let request = match asked.and_then(|asked| options(&asked)) {
-        Ok(options) => options.request(&site),
-        Err(error) => return step(Err(error)),
-    };
-    match request {
+    match asked.and_then(|asked| asked.request(&site).map_err(|error| error.to_string())) {
         Ok(None) => None,
-        Err(error) => step(Err(error.to_string())),
+        Err(error) => step(Err(error)),
         Ok(Some(request)) => step(facts(state, spank, site, request)),
     }
 }
 
-/// What was asked for, as (option, bytes). srun has put the resolved request into the environment; only
-/// when nothing is there (an srun without the plugin) do the options that Slurm delivered count.
-fn asked(state: &State, spank: &Spank<'_>) -> Result<Vec<(RoceOption, OsString)>, String> {
+/// What was asked for. srun has put the settled request into the environment; only when nothing is there do
+/// the options that Slurm delivered count.
+pub(crate) fn asked(state: &State, spank: &Spank<'_>) -> Result<Options, String> {
     let option_of =
         |name: &[u8]| RoceOption::ALL.into_iter().find(|option| option.variable().as_bytes() == name);
     let variables = spank.environment(|name| option_of(name).is_some()).map_err(|error| error.to_string())?;
-    if !variables.is_empty() {
-        let option = |(name, value): (OsString, OsString)| Some((option_of(name.as_bytes())?, value));
-        return Ok(variables.into_iter().filter_map(option).collect());
-    }
-    let mut asked: Vec<(RoceOption, OsString)> = Vec::new();
-    for (option, value) in &state.delivered {
-        // Of the options that exclude each other the last one counts, as for any option given twice.
-        if is_class(*option) {
-            asked.retain(|(other, _)| !is_class(*other));
-        }
-        asked.push((*option, OsString::from_vec(value.clone())));
-    }
-    Ok(asked)
-}
-
-fn is_class(option: RoceOption) -> bool {
-    matches!(option, RoceOption::Tc | RoceOption::Dscp | RoceOption::Tclass)
-}
-
-/// Options from bytes that any user may have written, whatever srun checked.
-fn options(asked: &[(RoceOption, OsString)]) -> Result<Options, String> {
     let mut options = Options::default();
-    for (option, value) in asked {
-        let value = value
-            .to_str()
-            .ok_or_else(|| format!("--{}={}: not UTF-8 text", option.name(), value.to_string_lossy()))?;
-        options.set(*option, value, Source::CommandLine);
+    for (name, value) in &variables {
+        if let Some(option) = option_of(name.as_bytes()) {
+            // Users know the option, and that is what srun settled on, wherever it came from.
+            options.set(option, text(option, value.as_bytes())?, Source::CommandLine);
+        }
+    }
+    if variables.is_empty() {
+        for (option, value) in &state.delivered {
+            options.set_last(*option, text(*option, value)?);
+        }
     }
     Ok(options)
 }
 
+/// Any user may have written these bytes, whatever srun checked.
+fn text(option: RoceOption, value: &[u8]) -> Result<&str, String> {
+    let lossy = || String::from_utf8_lossy(value).into_owned();
+    std::str::from_utf8(value).map_err(|_| format!("--{}={}: not UTF-8 text", option.name(), lossy()))
+}
+
 fn facts(state: &State, spank: &Spank<'_>, site: Site, request: Request) -> Result<Facts, String> {
-    let tasks = spank.local_task_count().map_err(|error| error.to_string())?;
-    let table =
-        TaskTable::new(tasks).map_err(|error| format!("can't map a table of {tasks} tasks: {error}"))?;
-    let node = roce_node::read(&state.arguments()?.sysfs).map_err(|error| error.to_string())?;
-    Ok(Facts { site, request, node, table, warning: None })
+    let asked_by = request.asked_by();
+    let failed = |error: &dyn Display| format!("{asked_by}: {error}");
+    let tasks = spank.local_task_count().map_err(|error| failed(&error))?;
+    let cpus_per_task = spank.cpus_per_task().map_err(|error| failed(&error))?.max(1) as usize;
+    let table = TaskTable::new(tasks)
+        .map_err(|error| failed(&format_args!("can't map a table of {tasks} tasks: {error}")))?;
+    let node = roce_node::read(&state.arguments()?.sysfs).map_err(|error| failed(&error))?;
+    Ok(Facts { site, request, node, table, cpus_per_task, warning: None })
 }
 
 /// In the task, still root: raises the memlock limit, for RDMA registers memory by locking it.
@@ -137,7 +129,8 @@ fn raise_memlock(spank: &Spank<'_>, memlock: Memlock) -> Result<Option<String>, 
         Memlock::Unlimited => None,
         Memlock::Bytes(bytes) => Some(bytes),
     };
-    let lower = os::raise_memlock(bytes).map_err(|error| format!("can't raise the memlock limit: {error}"))?;
+    let lower =
+        os::raise_memlock(bytes).map_err(|error| format!("can't raise the memlock limit: {error}"))?;
     // Else Slurm would put the submitting shell's limit back. Absent is as good.
     if spank.getenv(SUBMITTED_MEMLOCK).map_err(|error| error.to_string())?.is_some() {
         spank.unsetenv(SUBMITTED_MEMLOCK).map_err(|error| error.to_string())?;
@@ -178,8 +171,11 @@ pub(crate) fn task_init(spank: &Spank<'_>, _: &[&CStr]) -> Verdict {
 /// The plan is the same in every task of the node; each carries out its own row. Gives what to say.
 fn place(spank: &Spank<'_>, facts: &Facts) -> Result<Vec<String>, String> {
     let tasks = (0..facts.table.tasks())
-        .map(|local_rank| Ok(Task { local_rank, cpus: facts.table.mask(local_rank)? }))
-        .collect::<Result<Vec<_>, crate::table::RowError>>()
+        .map(|local_rank| {
+            let cpus = facts.table.mask(local_rank)?;
+            Ok(Task { local_rank, cpus, cpus_needed: facts.cpus_per_task })
+        })
+        .collect::<Result<Vec<_>, RowError>>()
         .map_err(|error| error.to_string())?;
     let plan = roce_plan::plan(&facts.node, &facts.request, &facts.site, &tasks)
         .map_err(|error| error.to_string())?;
@@ -187,15 +183,17 @@ fn place(spank: &Spank<'_>, facts: &Facts) -> Result<Vec<String>, String> {
     let task = plan.task(local_rank).ok_or_else(|| format!("the plan has no local task {local_rank}"))?;
     let exports = roce_plan::exports(&plan, local_rank, &facts.site);
     let notes = apply::apply(spank, task, &exports).map_err(|error| error.to_string())?;
-    let mut lines: Vec<String> = facts.warning.iter().cloned().collect();
+    // The same for all tasks of the node: one of them says it.
+    let mut lines: Vec<String> = facts.warning.iter().filter(|_| local_rank == 0).cloned().collect();
     if facts.request.verbose {
-        lines.push(task.describe());
+        lines.extend(plan.describe(local_rank));
         lines.extend(notes);
     }
     Ok(lines)
 }
 
-fn give_up(spank: &Spank<'_>, error: &str, on_failure: OnFailure) -> Verdict {
+/// Ends the task, or lets it run as it is.
+pub(crate) fn give_up(spank: &Spank<'_>, error: &str, on_failure: OnFailure) -> Verdict {
     match on_failure {
         OnFailure::Fail => {
             report::to_task(spank, &error);
@@ -205,34 +203,5 @@ fn give_up(spank: &Spank<'_>, error: &str, on_failure: OnFailure) -> Verdict {
             report::to_task(spank, &format!("warning: {error}; running without RoCE placement"));
             Verdict::Continue
         }
-    }
-}
-
-/// What happens in place of a hook once the plugin has panicked in this process.
-pub(crate) fn disabled(hook: Hook, spank: &Spank<'_>, panic: &Panic) -> Verdict {
-    let state = state();
-    match spank.context() {
-        Context::Local | Context::Allocator => {
-            report::error(panic);
-            let variable = RoceOption::ALL.iter().any(|option| std::env::var_os(option.variable()).is_some());
-            if variable || !state.seen.is_empty() { Verdict::Fail } else { Verdict::Continue }
-        }
-        Context::Remote if hook == Hook::TaskInit => {
-            let special = spank.is_special_step().unwrap_or(true);
-            if special || asked(&state, spank).is_ok_and(|asked| asked.is_empty()) {
-                return Verdict::Continue;
-            }
-            let on_failure = match &state.site {
-                Some(Ok(site)) => site.policy.on_failure,
-                _ => OnFailure::Fail,
-            };
-            give_up(spank, &panic.to_string(), on_failure)
-        }
-        // Once is enough for the log: the hook that panicked.
-        _ if hook == panic.hook => {
-            report::log(panic);
-            Verdict::Continue
-        }
-        _ => Verdict::Continue,
     }
 }

@@ -5,10 +5,12 @@
 //! short line; values together, and variables, in `init_post_opt`, where it adds two.
 
 use std::ffi::CStr;
+use std::os::unix::ffi::OsStrExt;
 
 use roce_plan::{Options, RoceOption, Source};
-use roce_spank::{Context, OptionSpec, Spank, Verdict};
+use roce_spank::{Context, OptionSpec, Spank, Verdict, inherited_option_variable};
 
+use crate::abi::PLUGIN_NAME;
 use crate::arguments::Arguments;
 use crate::state::{State, state};
 use crate::{os, report};
@@ -76,32 +78,52 @@ fn option(index: usize, value: &CStr, remote: bool) -> Verdict {
 }
 
 impl State {
-    /// Where this use of an option comes from. Slurm gives a job's options to its inner sruns through the
-    /// environment and calls the callback for those first, then for the command line.
+    /// Where this use of an option comes from: Slurm doesn't say.
     fn source_of(&mut self, option: RoceOption) -> Source {
         let first = !self.seen.contains(&option);
         self.seen.push(option);
-        let inherited = std::env::var_os(inherited_variable(option)).is_some();
-        if first && inherited { Source::Inherited } else { Source::CommandLine }
+        // In a job Slurm calls the callback for the job's options first, then for the command line's.
+        let inherited = first && std::env::var_os(inherited_variable(option)).is_some();
+        // sbatch calls it for the lines of the script first; those too give way to what is typed.
+        if inherited || !is_typed(option) { Source::Inherited } else { Source::CommandLine }
     }
 }
 
-/// The variable in which Slurm hands a job's option to its inner sruns.
+/// Is the option among the arguments of this command? A program's own arguments may look like it, which
+/// matters only if the script of an sbatch has the same option.
+fn is_typed(option: RoceOption) -> bool {
+    std::env::args_os().skip(1).any(|argument| names(argument.as_bytes(), option))
+}
+
+/// Does the argument name this option? `getopt_long` takes abbreviations too, if they fit no other.
+fn names(argument: &[u8], option: RoceOption) -> bool {
+    let Some(argument) = argument.strip_prefix(b"--") else { return false };
+    let name = argument.split(|byte| *byte == b'=').next().unwrap_or_default();
+    let exact = RoceOption::ALL.iter().find(|known| known.name().as_bytes() == name);
+    match exact {
+        Some(exact) => *exact == option,
+        None => !name.is_empty() && option.name().as_bytes().starts_with(name),
+    }
+}
+
+/// The variable in which Slurm hands a job's option to the sruns in it.
 fn inherited_variable(option: RoceOption) -> String {
-    format!("SLURM_SPANK__SLURM_SPANK_OPTION_spank_roce_{}", option.name().replace('-', "_"))
+    inherited_option_variable(PLUGIN_NAME, option.name())
 }
 
-/// All options are known: judges them with the variables and the site file.
+/// All options are known: judges them with the variables and the site file, and settles the request.
+///
+/// srun carries its environment of this moment to the tasks. Later, in `local_user_init`, it would still
+/// carry what is set but no longer what is removed.
 pub(crate) fn init_post_opt(spank: &Spank<'_>, _: &[&CStr]) -> Verdict {
-    if !submitting(spank) {
-        return Verdict::Continue;
-    }
     let mut state = state();
-    match judge(&mut state) {
-        Ok(active) => {
-            state.active = Some(active);
-            Verdict::Continue
-        }
+    let settled = match spank.context() {
+        Context::Local => judge(&mut state).and_then(|active| hand_over(&state, active)),
+        Context::Allocator => judge(&mut state).map(|_| disinherit(&state, spank)),
+        _ => Ok(()),
+    };
+    match settled {
+        Ok(()) => Verdict::Continue,
         Err(error) => {
             report::error(&error);
             Verdict::Fail
@@ -132,32 +154,31 @@ fn judge(state: &mut State) -> Result<bool, String> {
     Ok(request.is_some())
 }
 
-impl State {
-    /// Was any option or variable given?
-    pub(crate) fn asked(&self) -> bool {
-        self.options.variables().iter().any(|(_, value)| value.is_some())
-    }
-}
-
-/// srun is about to launch: puts what was resolved into its environment, which becomes the tasks'.
-///
-/// The nodes then read one resolved request, and so does an srun inside the step.
-pub(crate) fn local_user_init(_: &Spank<'_>, _: &[&CStr]) -> Verdict {
-    let mut state = state();
-    let active = state.active.unwrap_or(false);
-    if !active && !state.asked() {
-        return Verdict::Continue;
-    }
-    match hand_over(&mut state, active) {
-        Ok(()) => Verdict::Continue,
-        Err(error) => {
-            report::error(&error);
-            Verdict::Fail
+/// Slurm hands every option that sbatch saw to the job, those too that a rival of the same job displaced
+/// (`sbatch --roce-dscp=46` of a script with `#SBATCH --roce-tc=3`): takes these back.
+fn disinherit(state: &State, spank: &Spank<'_>) {
+    let settled = state.options.variables();
+    for option in &state.seen {
+        let is_displaced = settled.contains(&(option.variable(), None));
+        if is_displaced && let Err(error) = spank.disinherit_option(PLUGIN_NAME, option.name()) {
+            report::log(&error);
         }
     }
 }
 
-fn hand_over(state: &mut State, active: bool) -> Result<(), String> {
+impl State {
+    /// Was any option or variable given?
+    pub(crate) fn asked(&self) -> bool {
+        !self.options.is_empty()
+    }
+}
+
+/// Puts what was settled into srun's environment, which becomes the tasks': the nodes then read one request
+/// that is free of conflicts, and so does an srun inside the step.
+fn hand_over(state: &State, active: bool) -> Result<(), String> {
+    if !active && !state.asked() {
+        return Ok(());
+    }
     for (name, value) in state.options.variables() {
         os::set_own_variable(name, value.as_deref())?;
     }
@@ -165,16 +186,10 @@ fn hand_over(state: &mut State, active: bool) -> Result<(), String> {
     for option in RoceOption::ALL {
         os::set_own_variable(&inherited_variable(option), None)?;
     }
-    if !active {
-        // --roce=off inside a step that was placed: its secret is not this one's.
-        return os::set_own_variable(SECRET, None);
-    }
-    if !state.has_secret {
-        let secret = secret().map_err(|error| format!("can't make the step's secret: {error}"))?;
-        os::set_own_variable(SECRET, Some(&secret))?;
-        state.has_secret = true;
-    }
-    Ok(())
+    // One that is there is an outer step's.
+    let secret =
+        active.then(secret).transpose().map_err(|error| format!("can't make the step's secret: {error}"))?;
+    os::set_own_variable(SECRET, secret.as_deref())
 }
 
 /// 32 random bytes as 64 hexadecimal digits.
@@ -197,7 +212,15 @@ mod tests {
     }
 
     #[test]
-    fn the_inherited_variable_is_spelled_as_slurm_does() {
-        assert!(inherited_variable(RoceOption::Tc).ends_with("_SLURM_SPANK_OPTION_spank_roce_roce_tc"));
+    fn an_option_is_found_among_arguments_also_abbreviated() {
+        assert!(names(b"--roce-tc=3", RoceOption::Tc));
+        assert!(names(b"--roce-tc", RoceOption::Tc));
+        assert!(!names(b"--roce-tc", RoceOption::Tclass));
+        assert!(names(b"--roce-tcl=9", RoceOption::Tclass));
+        assert!(names(b"--roce=on", RoceOption::Mode));
+        assert!(!names(b"--roce=on", RoceOption::Tc));
+        for other in ["--", "--roce-tcs=3", "roce-tc=3", "-roce-tc=3", "--exclusive"] {
+            assert!(!names(other.as_bytes(), RoceOption::Tc), "{other}");
+        }
     }
 }

@@ -39,6 +39,8 @@ pub enum Item {
     TaskGlobalId = 12,
     /// Process id of the task (`pid_t *`).
     TaskPid = 14,
+    /// CPUs that each task was promised, 1 with `--overcommit` (`uint32_t *`).
+    StepCpusPerTask = 24,
 }
 
 /// `enum spank_context`: which program has loaded the plugin.
@@ -126,6 +128,8 @@ host_functions! {
     ) -> SpankError,
     /// Removes a variable of the step's environment.
     spank_unsetenv: unsafe extern "C" fn(spank: *mut SpankHandle, var: *const c_char) -> SpankError,
+    /// Takes a variable out of what a job inherits from its submission; only where it is submitted.
+    spank_job_control_unsetenv: unsafe extern "C" fn(spank: *mut SpankHandle, name: *const c_char) -> SpankError,
     /// Adds an option to srun, sbatch, salloc; only within `slurm_spank_init`.
     spank_option_register: unsafe extern "C" fn(spank: *mut SpankHandle, opt: *mut SpankOption) -> SpankError,
     /// The text of an error number; belongs to Slurm.

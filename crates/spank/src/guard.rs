@@ -20,8 +20,6 @@ pub enum Hook {
     Option,
     /// `slurm_spank_init_post_opt`: all options are known.
     InitPostOpt,
-    /// `slurm_spank_local_user_init`: in srun, once the step has its resources.
-    LocalUserInit,
     /// `slurm_spank_user_init`: in slurmstepd, once, as the user, before the tasks are forked.
     UserInit,
     /// `slurm_spank_task_init_privileged`: in the task, still root.

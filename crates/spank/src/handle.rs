@@ -11,6 +11,24 @@ use crate::abi::{Context, Host, Item, SpankError, SpankHandle};
 /// shell. Slurm has numbered them down from the top since 20.11.
 const FIRST_SPECIAL_STEP: u32 = 0xffff_fff0;
 
+/// The variable in which Slurm carries an option within a job.
+fn option_variable(plugin: &str, option: &str) -> String {
+    format!("_SLURM_SPANK_OPTION_{plugin}_{option}").replace(|c: char| !c.is_ascii_alphanumeric(), "_")
+}
+
+/// The variable in which the sruns of a job find the job's value of an option.
+///
+/// ```
+/// assert_eq!(
+///     roce_spank::inherited_option_variable("spank_roce", "roce-tc"),
+///     "SLURM_SPANK__SLURM_SPANK_OPTION_spank_roce_roce_tc"
+/// );
+/// ```
+#[must_use]
+pub fn inherited_option_variable(plugin: &str, option: &str) -> String {
+    format!("SLURM_SPANK_{}", option_variable(plugin, option))
+}
+
 /// Slurm did not do what it was asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("Slurm's {function}({about}) failed: {reason}")]
@@ -109,6 +127,15 @@ impl<'hook> Spank<'hook> {
         unsafe { self.item(Item::JobLocalTaskCount, 0) }
     }
 
+    /// How many CPUs each task was promised (`--cpus-per-task`); 1 with `--overcommit`.
+    ///
+    /// # Errors
+    /// If Slurm does not know it in this hook.
+    pub fn cpus_per_task(&self) -> Result<u32, Failure> {
+        // SAFETY: the item is a `uint32_t *`.
+        unsafe { self.item(Item::StepCpusPerTask, 0) }
+    }
+
     /// The task's number on this node.
     ///
     /// # Errors
@@ -202,6 +229,19 @@ impl<'hook> Spank<'hook> {
         // SAFETY: the handle is the hook's and the name is terminated.
         let error = unsafe { (self.host.spank_unsetenv)(self.handle, name_c.as_ptr()) };
         self.check("spank_unsetenv", name, error)
+    }
+
+    /// Takes back an option that sbatch or salloc would hand on to the sruns of the job; only in
+    /// `init_post_opt` there.
+    ///
+    /// # Errors
+    /// If Slurm refuses, as it does on a node.
+    pub fn disinherit_option(&self, plugin: &str, option: &str) -> Result<(), Failure> {
+        let name = option_variable(plugin, option);
+        let name_c = self.c_string("spank_job_control_unsetenv", &name)?;
+        // SAFETY: the handle is the hook's and the name is terminated.
+        let error = unsafe { (self.host.spank_job_control_unsetenv)(self.handle, name_c.as_ptr()) };
+        self.check("spank_job_control_unsetenv", &name, error)
     }
 
     /// The handle and the functions, for the other modules of this crate.

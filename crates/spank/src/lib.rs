@@ -19,7 +19,7 @@ mod version;
 
 pub use abi::Context;
 pub use guard::{DisabledBody, Hook, HookBody, Panic, Verdict, panicked, run_hook};
-pub use handle::{Failure, Spank};
+pub use handle::{Failure, Spank, inherited_option_variable};
 pub use log::{Level, log};
 pub use option::{OptionHandler, OptionSpec};
 pub use version::version_tag;

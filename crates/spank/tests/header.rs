@@ -177,6 +177,7 @@ fn items_and_contexts_have_the_numbers_of_the_header() {
         ("S_TASK_ID", Item::TaskId),
         ("S_TASK_GLOBAL_ID", Item::TaskGlobalId),
         ("S_TASK_PID", Item::TaskPid),
+        ("S_STEP_CPUS_PER_TASK", Item::StepCpusPerTask),
     ] {
         assert_eq!(header.number(name), Some(ours as u32), "{name}");
     }
