@@ -18,13 +18,14 @@ pub(crate) fn disabled(hook: Hook, spank: &Spank<'_>, panic: &Panic) -> Verdict 
         (Context::Remote, Hook::TaskInit) if asked_on_node(&state, spank) => {
             step::give_up(spank, &panic.to_string(), on_failure(&state))
         }
-        _ => {
-            // Once is enough for the log.
-            if hook == panic.hook {
-                report::log(panic);
-            }
+        // Once is enough.
+        (context, _) if hook == panic.hook => {
+            let is_local = matches!(context, Context::Local | Context::Allocator);
+            let report = if is_local { report::note } else { report::log };
+            report(panic);
             Verdict::Continue
         }
+        _ => Verdict::Continue,
     }
 }
 

@@ -77,19 +77,16 @@ pub(crate) fn set_memory_policy(mode: MemoryMode, nodes: &[u32]) -> io::Result<(
     check(unsafe { libc::syscall(libc::SYS_set_mempolicy, mode as i32, mask, bits) })
 }
 
-/// Raises the memlock limit, soft and hard, to at least this many bytes; `None` is no limit.
+/// Sets the memlock limit to this many bytes, `None` to no limit; the hard limit only rises.
 ///
-/// Without the right to raise the hard limit (`CAP_SYS_RESOURCE`) the soft one goes up to it. Gives the soft
-/// limit that holds then if it is lower than asked.
-pub(crate) fn raise_memlock(bytes: Option<u64>) -> io::Result<Option<u64>> {
+/// Without the right to raise the hard limit (`CAP_SYS_RESOURCE`) the soft one goes up to it. Gives the limit
+/// that holds then if it is lower than asked.
+pub(crate) fn set_memlock(bytes: Option<u64>) -> io::Result<Option<u64>> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the kernel writes one rlimit.
     check(unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut limit) })?;
     // RLIM_INFINITY is the largest number, so the larger one is the higher limit.
     let wanted = bytes.unwrap_or(libc::RLIM_INFINITY);
-    if limit.rlim_cur >= wanted {
-        return Ok(None);
-    }
     let raised = libc::rlimit { rlim_cur: wanted, rlim_max: limit.rlim_max.max(wanted) };
     // SAFETY: the kernel reads one rlimit.
     let result = check(unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const raised) });

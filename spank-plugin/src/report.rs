@@ -15,6 +15,11 @@ pub(crate) fn log(what: &dyn Display) {
     log_line(Level::Info, &format!("spank_roce: {what}"));
 }
 
+/// Something that nobody asked about, where a job is submitted: shown by `srun -v`.
+pub(crate) fn note(what: &dyn Display) {
+    log_line(Level::Verbose, &format!("spank_roce: {what}"));
+}
+
 /// Writes one line to the task's own standard error, as `--cpu-bind=verbose` does.
 pub(crate) fn to_task(spank: &Spank<'_>, what: &dyn Display) {
     let rank = spank.task_global_id().map_or_else(|_| "?".to_owned(), |rank| rank.to_string());

@@ -44,7 +44,7 @@ pub(crate) fn user_init(spank: &Spank<'_>, _: &[&CStr]) -> Verdict {
     let mut state = state();
     state.step = None;
     // A batch script, an extern step or an interactive shell is no step of ours: its sruns are.
-    if spank.context() == Context::Remote && !spank.is_special_step().unwrap_or(true) {
+    if spank.context() == Context::Remote && !spank.is_special_step().unwrap_or(false) {
         state.step = prepare(&mut state, spank);
     }
     Verdict::Continue
@@ -55,7 +55,8 @@ fn prepare(state: &mut State, spank: &Spank<'_>) -> Option<Step> {
     let asked = asked(state, spank);
     let site = match (state.site(), &asked) {
         (Ok(site), _) => site,
-        (Err(error), Ok(asked)) if asked.is_empty() => {
+        // Nobody asked, or --roce=off: a broken site file is no reason to stop it.
+        (Err(error), Ok(asked)) if asked.request(&Site::default()) == Ok(None) => {
             report::log(&format!("{error}; this step runs without RoCE placement"));
             return None;
         }
@@ -108,14 +109,14 @@ fn facts(state: &State, spank: &Spank<'_>, site: Site, request: Request) -> Resu
     Ok(Facts { site, request, node, table, cpus_per_task, warning: None })
 }
 
-/// In the task, still root: raises the memlock limit, for RDMA registers memory by locking it.
+/// In the task, still root: sets the memlock limit, for RDMA registers memory by locking it.
 pub(crate) fn task_init_privileged(spank: &Spank<'_>, _: &[&CStr]) -> Verdict {
     let mut state = state();
     if let Some(step) = &mut state.step
         && let Ok(facts) = &mut step.facts
     {
         // This is the task's own copy of the state.
-        match raise_memlock(spank, facts.site.limits.memlock) {
+        match set_memlock(spank, facts.site.limits.memlock) {
             Ok(warning) => facts.warning = warning,
             Err(error) => step.facts = Err(error),
         }
@@ -123,14 +124,13 @@ pub(crate) fn task_init_privileged(spank: &Spank<'_>, _: &[&CStr]) -> Verdict {
     Verdict::Continue
 }
 
-fn raise_memlock(spank: &Spank<'_>, memlock: Memlock) -> Result<Option<String>, String> {
+fn set_memlock(spank: &Spank<'_>, memlock: Memlock) -> Result<Option<String>, String> {
     let bytes = match memlock {
         Memlock::Keep => return Ok(None),
         Memlock::Unlimited => None,
         Memlock::Bytes(bytes) => Some(bytes),
     };
-    let lower =
-        os::raise_memlock(bytes).map_err(|error| format!("can't raise the memlock limit: {error}"))?;
+    let lower = os::set_memlock(bytes).map_err(|error| format!("can't set the memlock limit: {error}"))?;
     // Else Slurm would put the submitting shell's limit back. Absent is as good.
     if spank.getenv(SUBMITTED_MEMLOCK).map_err(|error| error.to_string())?.is_some() {
         spank.unsetenv(SUBMITTED_MEMLOCK).map_err(|error| error.to_string())?;

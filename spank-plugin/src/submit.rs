@@ -7,7 +7,7 @@
 use std::ffi::CStr;
 use std::os::unix::ffi::OsStrExt;
 
-use roce_plan::{Options, RoceOption, Source};
+use roce_plan::{Options, RoceOption, Site, Source};
 use roce_spank::{Context, OptionSpec, Spank, Verdict, inherited_option_variable};
 
 use crate::abi::PLUGIN_NAME;
@@ -144,7 +144,7 @@ fn judge(state: &mut State) -> Result<bool, String> {
     let site = match state.site() {
         Ok(site) => site,
         // A broken site file is the admin's to mend; who didn't ask for RoCE is not stopped by it.
-        Err(error) if state.asked() => return Err(error),
+        Err(error) if state.options.request(&Site::default()) != Ok(None) => return Err(error),
         Err(error) => {
             report::error(&format!("{error}; this step runs without RoCE placement"));
             return Ok(false);
@@ -161,22 +161,15 @@ fn disinherit(state: &State, spank: &Spank<'_>) {
     for option in &state.seen {
         let is_displaced = settled.contains(&(option.variable(), None));
         if is_displaced && let Err(error) = spank.disinherit_option(PLUGIN_NAME, option.name()) {
-            report::log(&error);
+            report::note(&error);
         }
-    }
-}
-
-impl State {
-    /// Was any option or variable given?
-    pub(crate) fn asked(&self) -> bool {
-        !self.options.is_empty()
     }
 }
 
 /// Puts what was settled into srun's environment, which becomes the tasks': the nodes then read one request
 /// that is free of conflicts, and so does an srun inside the step.
 fn hand_over(state: &State, active: bool) -> Result<(), String> {
-    if !active && !state.asked() {
+    if !active && state.options.is_empty() {
         return Ok(());
     }
     for (name, value) in state.options.variables() {
