@@ -34,8 +34,8 @@ impl Spank<'_> {
     /// If Slurm refuses one.
     pub fn register_options(&self, options: &[OptionSpec], handler: OptionHandler) -> Result<(), Failure> {
         const FUNCTION: &str = "spank_option_register";
-        let handler = *HANDLER.get_or_init(|| handler);
-        debug_assert!(std::ptr::fn_addr_eq(handler, *HANDLER.get_or_init(|| handler)));
+        // Slurm may initialise the plugin again in the same process, with the same handler.
+        HANDLER.get_or_init(|| handler);
         let (handle, host) = self.parts();
         for (index, option) in options.iter().enumerate() {
             let name = self.c_string(FUNCTION, option.name)?;

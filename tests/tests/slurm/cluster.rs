@@ -14,6 +14,10 @@ use crate::run::{Ran, program};
 /// The node's name in Slurm.
 pub(crate) const NODE: &str = "n1";
 
+/// plugstack.conf of slurmd and slurmstepd, and that of srun, sbatch and salloc.
+const NODE_PLUGSTACK: &str = "plugstack.conf";
+const CLIENT_PLUGSTACK: &str = "client-plugstack.conf";
+
 /// How long a daemon may take to be ready.
 const START: Duration = Duration::from_secs(30);
 
@@ -55,8 +59,7 @@ impl Cluster {
         let port = |listener: &TcpListener| listener.local_addr().map(|address| address.port());
         let (controller, node) = (port(&listeners[0])?, port(&listeners[1])?);
         let folder = self.folder.display();
-        fs::write(
-            self.path("slurm.conf"),
+        let configuration = |plugstack: &str| {
             format!(
                 "ClusterName=roce-tests\n\
                  SlurmctldHost={host}(127.0.0.1)\n\
@@ -71,7 +74,7 @@ impl Cluster {
                  SlurmdPidFile={folder}/slurmd.pid\n\
                  SlurmctldLogFile={folder}/slurmctld.log\n\
                  SlurmdLogFile={folder}/slurmd.log\n\
-                 PlugStackConfig={folder}/plugstack.conf\n\
+                 PlugStackConfig={folder}/{plugstack}\n\
                  ProctrackType=proctrack/linuxproc\n\
                  TaskPlugin=task/affinity\n\
                  SelectType=select/cons_tres\n\
@@ -83,8 +86,10 @@ impl Cluster {
                  NodeName={NODE} NodeHostname={host} NodeAddr=127.0.0.1 Port={node} \
                      CPUs=2 Sockets=2 CoresPerSocket=1\n\
                  PartitionName=all Nodes=ALL Default=YES State=UP\n"
-            ),
-        )?;
+            )
+        };
+        fs::write(self.path("slurm.conf"), configuration(NODE_PLUGSTACK))?;
+        fs::write(self.path("client.conf"), configuration(CLIENT_PLUGSTACK))?;
         self.without_plugin()
     }
 
@@ -165,16 +170,31 @@ impl Cluster {
         Ok(fs::rename(self.path("new.so"), self.path("spank_roce.so"))?)
     }
 
-    /// Writes plugstack.conf: the plugin with these arguments. Slurm reads it for every command and step.
+    /// Gives the plugin to commands and node, with these arguments. Slurm reads plugstack.conf for every
+    /// command and step.
     pub(crate) fn with_plugin(&self, arguments: &str) -> Result<()> {
-        let plugin = self.path("spank_roce.so");
-        let line = format!("required {} {arguments}\n", plugin.display());
-        Ok(fs::write(self.path("plugstack.conf"), line)?)
+        fs::write(self.path(NODE_PLUGSTACK), self.plugstack(arguments))?;
+        self.with_client_plugin(arguments)
     }
 
-    /// Writes an empty plugstack.conf.
+    /// Takes the plugin from commands and node.
     pub(crate) fn without_plugin(&self) -> Result<()> {
-        Ok(fs::write(self.path("plugstack.conf"), "")?)
+        fs::write(self.path(NODE_PLUGSTACK), "")?;
+        self.without_client_plugin()
+    }
+
+    /// Takes the plugin from the commands: a submit host where it was never installed.
+    pub(crate) fn without_client_plugin(&self) -> Result<()> {
+        Ok(fs::write(self.path(CLIENT_PLUGSTACK), "")?)
+    }
+
+    /// Gives the plugin to the commands with other arguments than the node's.
+    pub(crate) fn with_client_plugin(&self, arguments: &str) -> Result<()> {
+        Ok(fs::write(self.path(CLIENT_PLUGSTACK), self.plugstack(arguments))?)
+    }
+
+    fn plugstack(&self, arguments: &str) -> String {
+        format!("required {} {arguments}\n", self.path("spank_roce.so").display())
     }
 
     /// The plugin with a site file of this text, and these other arguments.

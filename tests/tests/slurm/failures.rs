@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 
 use crate::Test;
 use crate::cluster::Cluster;
-use crate::run::{batch, srun, wide};
+use crate::run::{batch, expect, srun, wide};
 use crate::sysfs;
 
 pub(crate) const TESTS: &[(&str, Test)] = &[
@@ -14,6 +14,8 @@ pub(crate) const TESTS: &[(&str, Test)] = &[
     ("a_tree_that_cannot_be_read_ends_the_task", no_tree),
     ("a_broken_site_file_stops_only_steps_that_ask", broken_site),
     ("a_failing_job_of_sbatch_does_not_drain_the_node", sbatch),
+    ("what_is_broken_on_the_node_alone_stops_only_steps_that_ask", broken_node),
+    ("a_submit_host_without_the_plugin_can_ask_by_variable", no_plugin_at_submission),
     ("bytes_that_srun_never_checked_are_parsed_strictly", forged),
 ];
 
@@ -92,6 +94,46 @@ fn broken_site(cluster: &Cluster) -> Result<()> {
     srun(["--roce-tc=3", "true"]).run(cluster)?.failed_with(
         "srun: error: spank_roce: can't read the site file /nowhere/roce.toml that plugstack.conf names: ...",
     )?;
+    cluster.expect_idle()
+}
+
+fn broken_node(cluster: &Cluster) -> Result<()> {
+    let site = cluster.path("roce.toml");
+    cluster.with_site("nonsense\n", "")?;
+    let broken_site = format!("spank_roce: n1: task 0: {} line 1: ...", site.display());
+    for (arguments, line) in [
+        ("confg=/x", "spank_roce: n1: task 0: plugstack.conf: unknown argument \"confg=/x\": ..."),
+        (&format!("config={}", site.display()), &broken_site),
+        ("config=/nowhere", "spank_roce: n1: task 0: can't read the site file /nowhere ..."),
+    ] {
+        cluster.with_plugin(arguments)?;
+        cluster.with_client_plugin("")?;
+        srun(["--roce-tc=3", "true"]).run(cluster)?.failed_with(line)?;
+        srun(["true"]).run(cluster)?.succeeded()?;
+        srun(["--roce=off", "true"]).run(cluster)?.succeeded()?;
+        let (ended_well, said) = batch(cluster, ["--wrap", "srun --roce-tc=3 true"])?;
+        ensure!(!ended_well, "{said}");
+        cluster.expect_idle()?;
+    }
+    Ok(())
+}
+
+fn no_plugin_at_submission(cluster: &Cluster) -> Result<()> {
+    let tree = sysfs::two_nics(cluster, "two-nics")?;
+    cluster.with_plugin(&tree)?;
+    cluster.without_client_plugin()?;
+    let ran = srun(["-n1", "env"]).env("SLURM_ROCE_TC", "3").run(cluster)?.succeeded()?;
+    expect(&ran.variables(), "ROCE_DSCP", "26")?;
+    // Nobody but the node has judged these.
+    srun(["true"])
+        .env("SLURM_ROCE_TC", "9")
+        .run(cluster)?
+        .failed_with("spank_roce: n1: task 0: --roce-tc=9: ...")?;
+    srun(["true"])
+        .env("SLURM_ROCE_TC", "3")
+        .env("SLURM_ROCE_DSCP", "46")
+        .run(cluster)?
+        .failed_with("spank_roce: n1: task 0: --roce-tc=3: excludes --roce-dscp=46...")?;
     cluster.expect_idle()
 }
 

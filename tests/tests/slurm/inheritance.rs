@@ -67,9 +67,10 @@ fn script(cluster: &Cluster) -> Result<()> {
 
 fn salloc(cluster: &Cluster) -> Result<()> {
     with_two_nics(cluster)?;
-    let ran = program("salloc").as_user().args(["--roce-tc=3", "srun", "env"]).run(cluster)?.succeeded()?;
+    let ran =
+        program("salloc").unprivileged().args(["--roce-tc=3", "srun", "env"]).run(cluster)?.succeeded()?;
     expect(&ran.variables(), "ROCE_DSCP", "26")?;
-    let ran = program("salloc").as_user().args(["--roce-tc=3", "srun", "--roce-dscp=46", "env"]);
+    let ran = program("salloc").unprivileged().args(["--roce-tc=3", "srun", "--roce-dscp=46", "env"]);
     let ran = ran.run(cluster)?.succeeded()?;
     expect(&ran.variables(), "ROCE_DSCP", "46")?;
     cluster.expect_idle()

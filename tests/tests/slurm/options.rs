@@ -21,7 +21,7 @@ pub(crate) const TESTS: &[(&str, Test)] = &[
 fn help(cluster: &Cluster) -> Result<()> {
     cluster.with_plugin("")?;
     for command in ["srun", "sbatch", "salloc"] {
-        let help = program(command).args(["--help"]).as_user().run(cluster)?.succeeded()?;
+        let help = program(command).args(["--help"]).unprivileged().run(cluster)?.succeeded()?;
         for option in ["", "-tc", "-dscp", "-tclass", "-nics", "-place", "-gid", "-bind"] {
             let line = format!("--roce{option}=");
             ensure!(help.stdout.contains(&line), "{line} is not in the help: {help}");
@@ -69,7 +69,8 @@ fn bad_input(cluster: &Cluster) -> Result<()> {
 fn bad_input_sbatch(cluster: &Cluster) -> Result<()> {
     cluster.with_plugin("")?;
     for (options, variables, line) in BAD_INPUT {
-        let mut command = program("sbatch").as_user().args(options.iter().copied()).args(["--wrap", "true"]);
+        let mut command =
+            program("sbatch").unprivileged().args(options.iter().copied()).args(["--wrap", "true"]);
         for (name, value) in *variables {
             command = command.env(name, value);
         }
@@ -77,7 +78,8 @@ fn bad_input_sbatch(cluster: &Cluster) -> Result<()> {
     }
     let script = cluster.work("bad.sh");
     std::fs::write(&script, "#!/bin/bash\n#SBATCH --roce-tc=9\n")?;
-    let submitted = program("sbatch").as_user().args([script.display().to_string().as_str()]).run(cluster)?;
+    let submitted =
+        program("sbatch").unprivileged().args([script.display().to_string().as_str()]).run(cluster)?;
     submitted.failed_with("sbatch: error: spank_roce: --roce-tc=9...")?;
     let queue = program("squeue").args(["-h"]).run(cluster)?.succeeded()?;
     ensure!(queue.stdout.is_empty(), "a job was submitted: {queue}");

@@ -11,7 +11,7 @@ use crate::cluster::{Cluster, program_path};
 /// A user without rights.
 const USER: &str = "65534";
 
-/// A command to be run on the cluster, as root unless [`Program::as_user`] says otherwise.
+/// A command to be run on the cluster, as root unless [`Program::unprivileged`] says otherwise.
 pub(crate) struct Program {
     arguments: Vec<String>,
     variables: Vec<(String, String)>,
@@ -26,12 +26,12 @@ pub(crate) fn program(name: &str) -> Program {
 
 /// `srun` with these arguments, as a user without rights.
 pub(crate) fn srun<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Program {
-    program("srun").args(arguments).as_user()
+    program("srun").args(arguments).unprivileged()
 }
 
 /// `srun` of a step that may use both CPUs of its job, whatever the number of its tasks.
 pub(crate) fn wide<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Program {
-    program("salloc").args(["--quiet", "-n2", "srun"]).args(arguments).as_user()
+    program("salloc").args(["--quiet", "-n2", "srun"]).args(arguments).unprivileged()
 }
 
 /// Submits a job and waits for its end. Gives whether it ended well, and what it wrote.
@@ -41,7 +41,8 @@ pub(crate) fn batch<'a>(
 ) -> Result<(bool, String)> {
     let output = cluster.work("job.out");
     let output_option = format!("--output={}", output.display());
-    let submit = program("sbatch").as_user().args(["--parsable", output_option.as_str()]).args(arguments);
+    let submit =
+        program("sbatch").unprivileged().args(["--parsable", output_option.as_str()]).args(arguments);
     let submitted = submit.run(cluster)?.succeeded()?;
     let job = submitted.stdout.trim();
     // Not `sbatch --wait`, which looks every few seconds.
@@ -78,7 +79,7 @@ impl Program {
         self
     }
 
-    pub(crate) fn as_user(mut self) -> Self {
+    pub(crate) fn unprivileged(mut self) -> Self {
         self.is_user = true;
         self
     }
@@ -108,7 +109,7 @@ impl Program {
             .env_clear()
             .env("PATH", program_path())
             .env("HOME", cluster.path("work"))
-            .env("SLURM_CONF", cluster.path("slurm.conf"))
+            .env("SLURM_CONF", cluster.path("client.conf"))
             .envs(self.variables)
             .current_dir(cluster.path("work"))
             .stdin(Stdio::null())
