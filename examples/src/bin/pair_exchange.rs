@@ -15,10 +15,12 @@ use clap::Parser;
 use roce_examples::pattern::{self, Way};
 use roce_examples::peers::Peers;
 use roce_examples::report::{Latency, PairReport, Report};
-use roce_launcher::{Job, QueuePair, RemoteWindow};
+use roce_launcher::{Job, QueuePair, RemoteWindow, WorkId};
 
 /// Ping-pongs before the measured ones.
 const WARM_UP: usize = 3;
+/// Bytes of a ping.
+const PING: usize = 8;
 
 /// Exchanges bytes with ranks of other nodes and checks them.
 #[derive(Parser)]
@@ -68,17 +70,22 @@ fn run(arguments: &Arguments) -> Result<()> {
     // All ranks take their pairs in one global order, so that two ranks never wait for each other's third.
     pairs.sort_by_key(|pair| (job.rank().min(pair.peer()), job.rank().max(pair.peer())));
 
-    for pair in &mut pairs {
-        exchange(pair, job.rank(), arguments.bytes, patience)
+    // Receives are posted before anybody sends: a message without one is refused and sent again and again.
+    let expected: Vec<Expected> =
+        pairs.iter().map(|pair| Expected::post(pair, arguments.bytes)).collect::<Result<_>>()?;
+    job.barrier()?;
+    for (pair, expected) in pairs.iter_mut().zip(&expected) {
+        exchange(pair, expected, job.rank(), arguments.bytes, patience)
             .with_context(|| format!("rank {} ({}) with rank {}", job.rank(), job.node(), pair.peer()))?;
     }
     // Latency is measured after all bulk transfers, and one pair of a rank after the other.
     job.barrier()?;
     let mut report = Report::of(&job);
-    for pair in &mut pairs {
-        let latency = measure_latency(pair, job.rank(), arguments.latency_samples, patience)
+    for (pair, expected) in pairs.iter_mut().zip(&expected) {
+        let leads = job.rank() < pair.peer();
+        let latency = ping_pong(pair, expected.first_ping, leads, arguments.latency_samples, patience)
             .with_context(|| format!("latency of rank {} with rank {}", job.rank(), pair.peer()))?;
-        if job.rank() < pair.peer() {
+        if leads {
             println!("{}", line(&job, pair, arguments.bytes, latency));
         }
         report.pairs.push(pair_report(pair, arguments.bytes, latency));
@@ -96,50 +103,80 @@ fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
+/// The receives for what the peer will send, in its order.
+struct Expected {
+    key: WorkId,
+    bulk: WorkId,
+    written: WorkId,
+    filled: WorkId,
+    read: WorkId,
+    first_ping: WorkId,
+}
+
+impl Expected {
+    fn post(pair: &QueuePair, bytes: usize) -> Result<Self> {
+        let post = |bytes| anyhow::Ok(pair.post_receive(pair.buffer(bytes)?)?);
+        Ok(Self {
+            key: post(RemoteWindow::BYTES)?,
+            bulk: post(bytes)?,
+            written: post(1)?,
+            filled: post(1)?,
+            read: post(1)?,
+            first_ping: post(PING)?,
+        })
+    }
+}
+
 /// Moves `bytes` each way by send/receive, RDMA write and RDMA read. The peer does the same at the same time.
-fn exchange(pair: &mut QueuePair, rank: u32, bytes: usize, patience: Duration) -> Result<()> {
+fn exchange(
+    pair: &mut QueuePair,
+    expected: &Expected,
+    rank: u32,
+    bytes: usize,
+    patience: Duration,
+) -> Result<()> {
     let peer = pair.peer();
     // Memory that the peer may write and read, and the key to the peer's.
     let mut window = pair.window(bytes)?;
-    let key = swap(pair, &window.remote().to_bytes(), patience).context("exchanging window keys")?;
-    let remote =
-        RemoteWindow::from_bytes(key.try_into().ok().context("the peer's window key has another length")?);
+    tell(pair, &window.remote().to_bytes(), patience).context("sending the window's key")?;
+    let key = pair.wait(expected.key, patience)?.buffer;
+    let remote = RemoteWindow::from_bytes(key.as_slice().try_into()?);
     let mut buffer = pair.buffer(bytes)?;
 
     // Send and receive.
-    let receive = pair.post_receive(pair.buffer(bytes)?)?;
     pattern::fill(buffer.as_mut_slice(), rank, peer, Way::Send);
     buffer = pair.send(buffer, bytes, patience)?;
-    let received = pair.wait(receive, patience)?;
+    let received = pair.wait(expected.bulk, patience)?;
     ensure!(received.bytes == bytes, "received {} bytes instead of {bytes}", received.bytes);
     verify(received.buffer.as_slice(), peer, rank, Way::Send)?;
 
-    // RDMA write: the peer's program learns of it by a message. A message never overtakes a write.
+    // RDMA write: the peer's program learns of it by a message, which never overtakes a write.
     pattern::fill(buffer.as_mut_slice(), rank, peer, Way::Write);
     buffer = pair.write(buffer, bytes, remote, 0, patience)?;
-    swap(pair, b"written", patience)?;
+    tell(pair, b"w", patience)?;
+    pair.wait(expected.written, patience)?;
     let mut copy = vec![0; bytes];
     window.read(0, &mut copy)?;
     verify(&copy, peer, rank, Way::Write)?;
 
-    // RDMA read: from a window that the peer has filled and leaves alone until it is told.
+    // RDMA read: from a window that the peer has filled, and leaves alone until it is told.
     pattern::fill(&mut copy, rank, peer, Way::Read);
     window.write(0, &copy)?;
-    swap(pair, b"filled", patience)?;
+    tell(pair, b"f", patience)?;
+    pair.wait(expected.filled, patience)?;
     buffer = pair.read(buffer, bytes, remote, 0, patience)?;
     verify(buffer.as_slice(), peer, rank, Way::Read)?;
-    swap(pair, b"read", patience)?;
+    tell(pair, b"r", patience)?;
+    pair.wait(expected.read, patience)?;
     Ok(())
 }
 
-/// Sends a short message and returns the peer's of the same length.
-fn swap(pair: &mut QueuePair, message: &[u8], patience: Duration) -> Result<Vec<u8>> {
-    let receive = pair.post_receive(pair.buffer(message.len())?)?;
+/// Sends a short message.
+fn tell(pair: &mut QueuePair, message: &[u8], patience: Duration) -> Result<()> {
     let mut buffer = pair.buffer(message.len())?;
     buffer.as_mut_slice().copy_from_slice(message);
     pair.send(buffer, message.len(), patience)?;
-    let received = pair.wait(receive, patience)?;
-    Ok(received.buffer.as_slice()[..received.bytes].to_vec())
+    Ok(())
 }
 
 fn verify(bytes: &[u8], from: u32, to: u32, way: Way) -> Result<()> {
@@ -148,50 +185,36 @@ fn verify(bytes: &[u8], from: u32, to: u32, way: Way) -> Result<()> {
     })
 }
 
-/// Half round trips of 8 bytes. Both ranks measure, the lower one first, while the other answers.
-fn measure_latency(pair: &mut QueuePair, rank: u32, samples: usize, patience: Duration) -> Result<Latency> {
-    let rounds = WARM_UP + samples;
-    let times = if rank < pair.peer() {
-        let times = ping(pair, rounds, patience)?;
-        pong(pair, rounds, patience)?;
-        times
-    } else {
-        pong(pair, rounds, patience)?;
-        ping(pair, rounds, patience)?
-    };
-    Ok(Latency::of(times[WARM_UP..].to_vec()))
-}
-
-fn ping(pair: &mut QueuePair, rounds: usize, patience: Duration) -> Result<Vec<f64>> {
-    let (mut out, mut back) = (pair.buffer(8)?, pair.buffer(8)?);
-    let mut times = Vec::with_capacity(rounds);
-    for _ in 0..rounds {
-        let receive = pair.post_receive(back)?;
-        let start = Instant::now();
-        let send = pair.post_send(out, 8)?;
-        back = pair.wait(receive, patience)?.buffer;
-        times.push(start.elapsed().as_secs_f64() * 1e6 / 2.0);
-        out = pair.wait(send, patience)?.buffer;
-    }
-    Ok(times)
-}
-
-fn pong(pair: &mut QueuePair, rounds: usize, patience: Duration) -> Result<()> {
-    let mut answer = pair.buffer(8)?;
-    let mut receive = pair.post_receive(pair.buffer(8)?)?;
-    for round in 0..rounds {
+/// Half round trips of 8 bytes: from a message's sending to the answer's arrival. The rank that leads sends first;
+/// the other takes the next message as the answer to its own.
+fn ping_pong(
+    pair: &mut QueuePair,
+    first: WorkId,
+    leads: bool,
+    samples: usize,
+    patience: Duration,
+) -> Result<Latency> {
+    let mut outgoing = pair.buffer(PING)?;
+    let mut receive = first;
+    let mut times = Vec::new();
+    if !leads {
         let received = pair.wait(receive, patience)?;
-        let next = round + 1 < rounds;
-        if next {
-            // Before the answer goes out, so that the next ping finds it.
-            receive = pair.post_receive(received.buffer)?;
-        }
-        answer = pair.send(answer, 8, patience)?;
-        if !next {
-            break;
-        }
+        receive = pair.post_receive(received.buffer)?;
     }
-    Ok(())
+    for _ in 0..WARM_UP + samples {
+        let start = Instant::now();
+        let send = pair.post_send(outgoing, PING)?;
+        let received = pair.wait(receive, patience)?;
+        times.push(start.elapsed().as_secs_f64() * 1e6 / 2.0);
+        // Before the next message goes out, so that its answer finds it.
+        receive = pair.post_receive(received.buffer)?;
+        outgoing = pair.wait(send, patience)?.buffer;
+    }
+    if leads {
+        // The answer to the last message of the other, which measures as often.
+        pair.send(outgoing, PING, patience)?;
+    }
+    Ok(Latency::of(times.split_off(WARM_UP)))
 }
 
 fn line(job: &Job, pair: &QueuePair, bytes: usize, latency: Latency) -> String {
