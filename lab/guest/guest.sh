@@ -10,17 +10,15 @@ hostname "$name"
 ulimit -n 4096
 ulimit -l unlimited
 
-# Rail k is 10.0.k.0/24. The address tells the rail, for the order of devices is the kernel's business.
+# Rail k is 10.0.k.0/24. The hardware address tells the rail, for the order of devices is the kernel's business.
 ip link set lo up
-for interface in /sys/class/net/*; do
+for interface in /sys/class/net/eth*; do
     IFS=: read -r _ _ _ _ rail _ < "$interface/address"
-    interface=${interface##*/}
-    [ "$interface" = lo ] && continue
     rail=$((16#$rail))
     # RoCE needs 4096 bytes and its headers in a frame to reach the path MTU of 4096.
-    ip link set "$interface" mtu 4500 up
-    ip addr add "10.0.$rail.$number/24" dev "$interface"
-    [ -d /sys/module/rdma_rxe ] && rdma link add "rxe$rail" type rxe netdev "$interface"
+    ip link set "${interface##*/}" name "rail$rail" mtu 4500 up
+    ip addr add "10.0.$rail.$number/24" dev "rail$rail"
+    [ -d /sys/module/rdma_rxe ] && rdma link add "rxe$rail" type rxe netdev "rail$rail"
 done
 
 # Programs are started from memory: over 9p every page fault would be a question to the host.
