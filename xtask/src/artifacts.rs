@@ -36,9 +36,7 @@ pub(crate) fn cargo() -> Command {
 
 /// Builds both, unless the environment names them.
 pub(crate) fn build(log: &Path, interrupt: &Interrupt) -> Result<Artifacts> {
-    let given = |name| env::var_os(name).map(|path| PathBuf::from(path).canonicalize()).transpose();
-    let plugin = given(PLUGIN).with_context(|| format!("{PLUGIN} names no file"))?;
-    let pair_exchange = given(PAIR_EXCHANGE).with_context(|| format!("{PAIR_EXCHANGE} names no file"))?;
+    let (plugin, pair_exchange) = (given(PLUGIN)?, given(PAIR_EXCHANGE)?);
     if let (Some(plugin), Some(pair_exchange)) = (&plugin, &pair_exchange) {
         return Ok(Artifacts { plugin: plugin.clone(), pair_exchange: pair_exchange.clone() });
     }
@@ -64,4 +62,10 @@ pub(crate) fn build(log: &Path, interrupt: &Interrupt) -> Result<Artifacts> {
         plugin: plugin.map_or_else(|| built("libspank_roce.so"), Ok)?,
         pair_exchange: pair_exchange.map_or_else(|| built("pair_exchange"), Ok)?,
     })
+}
+
+/// The file that an environment variable names.
+fn given(variable: &str) -> Result<Option<PathBuf>> {
+    let Some(path) = env::var_os(variable).map(PathBuf::from) else { return Ok(None) };
+    path.canonicalize().map(Some).with_context(|| format!("{variable}={}", path.display()))
 }

@@ -12,15 +12,15 @@ pub(crate) const CONTROLS: &[Control] = &[Control {
     run: no_rdma,
 }];
 
-const TAKE_AWAY: &str = "rdma link del rxe0 && rdma link del rxe1 && modprobe -r rdma_rxe rdma_ucm ib_uverbs && \
+const TAKE_AWAY: &str = "rdma link del rxe0 && rdma link del rxe1 && \
+                         modprobe -r rdma_ucm rdma_cm iw_cm ib_cm rdma_rxe ib_uverbs ib_core && \
                          [ ! -e /sys/class/infiniband ]";
 const PUT_BACK: &str = "modprobe -a rdma_rxe ib_uverbs rdma_ucm && rdma link add rxe0 type rxe netdev rail0 && \
                         rdma link add rxe1 type rxe netdev rail1";
 
 fn no_rdma(lab: &Lab) -> Result<(), Failed> {
     let cluster = lab.cluster()?;
-    as_root(&cluster, TAKE_AWAY)?;
-    let result = both(&cluster);
+    let result = as_root(&cluster, TAKE_AWAY).and_then(|()| both(&cluster));
     as_root(&cluster, PUT_BACK)?;
     result?;
     all_idle(&cluster)
