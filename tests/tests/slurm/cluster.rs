@@ -90,6 +90,13 @@ impl Cluster {
         };
         fs::write(self.path("slurm.conf"), configuration(NODE_PLUGSTACK))?;
         fs::write(self.path("client.conf"), configuration(CLIENT_PLUGSTACK))?;
+        // Later releases look for a cgroup hierarchy of their own unless told not to; 22.05 doesn't know the key.
+        let version = program("slurmctld").args(["-V"]).run(self)?.stdout;
+        let major = version.strip_prefix("slurm-wlm ").or(version.strip_prefix("slurm ")).unwrap_or_default();
+        let major = major.split('.').next().and_then(|major| major.parse::<u32>().ok());
+        if major.is_some_and(|major| major >= 23) {
+            fs::write(self.path("cgroup.conf"), "CgroupPlugin=disabled\n")?;
+        }
         self.without_plugin()
     }
 
