@@ -15,7 +15,7 @@ use std::{
 pub struct Interrupt(Arc<AtomicBool>);
 
 impl Interrupt {
-    /// A flag that SIGINT, SIGTERM and SIGHUP set. The second signal ends the process at once, in case that the orderly
+    /// A flag that SIGINT, SIGTERM and SIGQUIT set. The second signal ends the process at once, in case that the orderly
     /// end hangs; guests still die then, for the kernel kills them with their parent.
     ///
     /// # Errors

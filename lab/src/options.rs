@@ -65,9 +65,9 @@ impl Options {
             kernel_arguments: String::new(),
             qemu_arguments: Vec::new(),
             guest_script: None,
-            // Six times what two emulated guests take on two cores that have nothing else to do.
-            boot_timeout: Duration::from_secs(60),
-            ready_timeout: Duration::from_secs(60),
+            // Two emulated guests take 8 and 5 s on two cores that have nothing else to do, and 30 s in all on busy ones.
+            boot_timeout: Duration::from_secs(120),
+            ready_timeout: Duration::from_secs(120),
             lifetime: Duration::from_secs(30 * 60),
         }
     }

@@ -19,6 +19,8 @@ use std::{fs, path::Path, process::ExitCode, thread, time::Duration};
 
 /// Where the demo leaves everything.
 const RESULTS: &str = "target/demo";
+/// Said with every failure of a guest.
+const LOGS: &str = "the cluster failed; the guests' consoles and Slurm's logs are in target/demo/logs";
 /// Where what can be used again is kept.
 pub(crate) const CACHE: &str = "target/lab";
 /// Many times what a step takes by emulation on two busy cores.
@@ -74,7 +76,7 @@ pub(crate) fn run(arguments: &Arguments, interrupt: &Interrupt) -> Result<ExitCo
         programs: vec![artifacts.pair_exchange],
         ..Options::new(RESULTS)
     };
-    let cluster = Cluster::boot(&root, options, interrupt)?;
+    let cluster = Cluster::boot(&root, options, interrupt).context(LOGS)?;
     let accelerator = cluster.accelerator().clone();
     step.done(&format!("by {accelerator}"));
 
@@ -82,7 +84,7 @@ pub(crate) fn run(arguments: &Arguments, interrupt: &Interrupt) -> Result<ExitCo
         .into_iter()
         .map(|(step, expected)| {
             let shown = progress.step(step.command());
-            let result = step.run(&cluster, STEP_TIMEOUT)?;
+            let result = step.run(&cluster, STEP_TIMEOUT).context(LOGS)?;
             shown.done(&format!("exit code {}", result.output.status));
             let checks = judge(&result, &expected);
             Ok((step, result, checks))
@@ -90,7 +92,7 @@ pub(crate) fn run(arguments: &Arguments, interrupt: &Interrupt) -> Result<ExitCo
         .collect::<Result<Vec<_>>>()?;
 
     let step = progress.step("shutting down");
-    cluster.shut_down()?;
+    cluster.shut_down().context(LOGS)?;
     step.done("");
     for (step, result, checks) in &results {
         show(step, result, checks);
