@@ -1,13 +1,13 @@
 //! Brings up queue pairs between ranks that name each other: decide, make, tell, connect, confirm.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
-use roce_types::TrafficClass;
 use roce_verbs::{CompletionQueue, Connection, Depth, Mtu, QueuePair as VerbsPair};
 
 use crate::agree::agree;
 use crate::card::{Card, EndCard};
-use crate::endpoint::{Endpoint, Now};
+use crate::endpoint::Now;
 use crate::error::{Error, Result};
 use crate::job::Job;
 use crate::queue_pair::{Ends, QueuePair};
@@ -114,7 +114,7 @@ fn end_card(job: &Job, peer: u32, end: &Prepared) -> EndCard {
 }
 
 fn bring_up(job: &Job, peer: u32, end: Prepared, told: &[Vec<EndCard>]) -> Result<QueuePair> {
-    let endpoint: &Endpoint = job.endpoint(end.nic);
+    let endpoint = job.endpoint(end.nic);
     let bad = |problem: &str| Error::BadPeer { rank: job.rank(), peer, problem: problem.to_owned() };
     let theirs = told.get(peer as usize).into_iter().flatten().find(|theirs| theirs.peer == job.rank());
     let theirs = theirs.ok_or_else(|| {
@@ -135,14 +135,14 @@ fn bring_up(job: &Job, peer: u32, end: Prepared, told: &[Vec<EndCard>]) -> Resul
         local_psn: end.psn,
         remote_psn: theirs.psn & PSN_MASK,
         path_mtu: end.now.mtu.min(their_mtu),
-        traffic_class: TrafficClass(assignment.traffic_class.0),
+        traffic_class: assignment.traffic_class,
         service_level: assignment.service_level,
         initiator_depth: mine.initiator_depth.min(theirs.responder_depth),
         responder_depth: mine.responder_depth.min(theirs.initiator_depth),
     };
     let ends = ends(job, peer, end.nic, end.peer_nic);
     match end.pair.connect(&connection) {
-        Ok(readback) => Ok(QueuePair::new(end.pair, ends, endpoint.nic.clone(), connection, readback)),
+        Ok(readback) => Ok(QueuePair::new(end.pair, ends, Arc::clone(endpoint), connection, readback)),
         Err(source) => Err(Error::Connect { from: ends.from, to: ends.to, source: Box::new(source) }),
     }
 }

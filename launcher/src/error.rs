@@ -123,6 +123,16 @@ pub enum Error {
         /// Why.
         source: Box<roce_verbs::Error>,
     },
+    /// This end's port failed under a connected queue pair.
+    #[error("the queue pair between {from} and {to} failed with its port")]
+    PortLost {
+        /// This end, as in `rank 0 (vm1 rxe0:1 rail 0 GID ::ffff:10.0.0.1)`.
+        from: String,
+        /// The peer.
+        to: String,
+        /// What the port is like now.
+        source: Box<Error>,
+    },
     /// What another rank told could not be read.
     #[error(
         "what rank {rank} ({node}) told about itself could not be read: {problem}; do all ranks run the same build?"

@@ -1,5 +1,7 @@
 //! This rank among the others of its job.
 
+use std::sync::Arc;
+
 use roce_bootstrap::{Bootstrap, Identity, Options, Secret};
 use roce_verbs::Depth;
 
@@ -18,7 +20,7 @@ use crate::queue_pair::QueuePair;
 pub struct Job {
     exchange: Bootstrap,
     assignment: Assignment,
-    endpoints: Vec<Endpoint>,
+    endpoints: Vec<Arc<Endpoint>>,
     cards: Vec<Card>,
 }
 
@@ -151,7 +153,7 @@ impl Job {
         &mut self.exchange
     }
 
-    pub(crate) fn endpoint(&self, nic: usize) -> &Endpoint {
+    pub(crate) fn endpoint(&self, nic: usize) -> &Arc<Endpoint> {
         &self.endpoints[nic]
     }
 
@@ -161,10 +163,14 @@ impl Job {
     }
 }
 
+/// What this rank works with: the assignment, and its ports, open, in the same order.
+type Opened = (Assignment, Vec<Arc<Endpoint>>);
+
 /// Opens what was assigned to this rank; the card is for the other ranks.
-fn open_assigned(node: &str) -> Result<((Assignment, Vec<Endpoint>), Card)> {
+fn open_assigned(node: &str) -> Result<(Opened, Card)> {
     let assignment = Assignment::find(node)?;
-    let endpoints = assignment.nics.iter().map(|nic| Endpoint::open(nic, node)).collect::<Result<_>>()?;
+    let endpoints =
+        assignment.nics.iter().map(|nic| Endpoint::open(nic, node).map(Arc::new)).collect::<Result<_>>()?;
     let card = Card::from(&assignment);
     Ok(((assignment, endpoints), card))
 }

@@ -1,6 +1,7 @@
 //! A connected queue pair to one peer: messages and one-sided access, each with a deadline.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use roce_types::Gid;
@@ -10,7 +11,11 @@ use roce_verbs::{
 };
 
 use crate::assignment::Nic;
+use crate::endpoint::Endpoint;
 use crate::error::{Error, Result};
+
+/// How long the rest of what a failed queue pair had outstanding is waited for, to find the first failure among it.
+const AFTERMATH: Duration = Duration::from_millis(200);
 
 /// Who is at the two ends, in words for errors.
 pub(crate) struct Ends {
@@ -36,7 +41,7 @@ pub struct Done {
 /// passed stays outstanding; it can be waited for again. After a failed operation the queue pair is of no use any more.
 pub struct QueuePair {
     ends: Ends,
-    nic: Nic,
+    endpoint: Arc<Endpoint>,
     connection: Connection,
     readback: Readback,
     /// Finished and not waited for yet.
@@ -50,11 +55,11 @@ impl QueuePair {
     pub(crate) fn new(
         pair: VerbsPair,
         ends: Ends,
-        nic: Nic,
+        endpoint: Arc<Endpoint>,
         connection: Connection,
         readback: Readback,
     ) -> Self {
-        Self { ends, nic, connection, readback, finished: VecDeque::new(), failure: None, pair }
+        Self { ends, endpoint, connection, readback, finished: VecDeque::new(), failure: None, pair }
     }
 
     /// The peer's rank.
@@ -72,7 +77,7 @@ impl QueuePair {
     /// This end's NIC port.
     #[must_use]
     pub fn nic(&self) -> &Nic {
-        &self.nic
+        &self.endpoint.nic
     }
 
     /// The peer's address.
@@ -166,7 +171,7 @@ impl QueuePair {
     ///
     /// # Errors
     /// [`Error::Transfer`] with the operation's own failure, the first failure of this queue pair where this one is
-    /// its consequence, or a timeout.
+    /// its consequence, or a timeout; [`Error::PortLost`] where the port failed under it.
     pub fn wait(&mut self, id: WorkId, patience: Duration) -> Result<Done> {
         let deadline = Instant::now() + patience;
         loop {
@@ -245,16 +250,33 @@ impl QueuePair {
         self.finished.push_back(completion);
     }
 
-    fn finish(&self, completion: Completion) -> Result<Done> {
-        match completion.result {
-            Ok(bytes) => Ok(Done { bytes, buffer: completion.buffer }),
-            Err(error) => {
-                let error = match &self.failure {
-                    Some(first) if error.is_flush() => first.clone(),
-                    _ => error,
-                };
-                Err(self.failed("a transfer", error.into()))
+    fn finish(&mut self, completion: Completion) -> Result<Done> {
+        let error = match completion.result {
+            Ok(bytes) => return Ok(Done { bytes, buffer: completion.buffer }),
+            Err(error) => error,
+        };
+        if !error.is_flush() {
+            return Err(self.failed("a transfer", error.into()));
+        }
+        // A consequence: the cause may come right behind it.
+        let until = Instant::now() + AFTERMATH;
+        while self.failure.is_none() {
+            match self.pair.completions().wait(until) {
+                Ok(completion) => self.keep(completion),
+                Err(roce_verbs::Error::Timeout { .. }) => break,
+                Err(error) => return Err(self.failed("a transfer", error)),
             }
+        }
+        if let Some(first) = self.failure.clone() {
+            return Err(self.failed("a transfer", first.into()));
+        }
+        // No operation failed by itself, so the port did, or its GID went away.
+        match self.endpoint.now() {
+            Err(source) => {
+                let (from, to) = (self.ends.from.clone(), self.ends.to.clone());
+                Err(Error::PortLost { from, to, source: Box::new(source) })
+            }
+            Ok(_) => Err(self.failed("a transfer", error.into())),
         }
     }
 
