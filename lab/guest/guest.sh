@@ -37,6 +37,9 @@ for plugins in /usr/lib/*/slurm-wlm /usr/lib/*/slurm; do
 done
 [ -e /lab/conf/spank_roce.so ] && install -m 755 /lab/conf/spank_roce.so "$plugins/spank_roce.so"
 
+# Slurm 22.05 makes its cgroup in systemd's, which isn't here.
+mkdir -p /sys/fs/cgroup/system.slice
+
 mkdir -p /run/munge /var/log/munge /var/lib/munge /tmp/spool /tmp/state
 install -o munge -m 400 /lab/conf/munge.key /etc/munge/munge.key
 chown munge /etc/munge /run/munge /var/log/munge /var/lib/munge

@@ -23,7 +23,7 @@ pack() {
             echo "$name" >> "$tree/$list"
         done
 }
-pack base.list virtio_blk ext4 9pnet_virtio 9p virtio_net
+pack base.list virtio_pci virtio_blk ext4 9pnet_virtio 9p virtio_net
 pack rdma.list rdma_rxe ib_uverbs rdma_ucm
 
 cp /tmp/lab-initrd-init "$tree/init"

@@ -17,7 +17,7 @@ use std::{
 };
 
 const PACKAGES: &str = "slurmd,slurmctld,slurm-client,munge,rdma-core,ibverbs-utils,perftest,linux-image-amd64,\
-                        iproute2,kmod,procps,busybox-static,cpio";
+                        iproute2,kmod,mount,procps,busybox-static,cpio";
 const INIT: &str = include_str!("../guest/init.sh");
 const INITRD_INIT: &str = include_str!("../guest/initrd-init.sh");
 const MAKE_INITRD: &str = include_str!("../guest/make-initrd.sh");

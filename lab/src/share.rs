@@ -47,9 +47,11 @@ pub(crate) fn fill(share: &Path, options: &Options, suite: &str) -> Result<(), E
     write("settings", &format!("nodes={}\n", options.nodes), 0o644)?;
     write("hosts", &hosts(options), 0o644)?;
     write("slurm.conf", &slurm_conf(options), 0o644)?;
-    // Slurm 20.11 doesn't know the key, and later releases want cgroups of their own without it.
-    if suite != "bullseye" {
-        write("cgroup.conf", "CgroupPlugin=disabled\n", 0o644)?;
+    // No cgroup is needed here. Slurm 20.11 doesn't ask for one, 22.05 can only be kept from asking systemd for it.
+    match suite {
+        "bullseye" => {}
+        "bookworm" => write("cgroup.conf", "IgnoreSystemd=yes\n", 0o644)?,
+        _ => write("cgroup.conf", "CgroupPlugin=disabled\n", 0o644)?,
     }
     write("plugstack.conf", &plugstack(options), 0o644)?;
     if let Some(text) = &options.roce_toml {
