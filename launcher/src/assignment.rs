@@ -80,17 +80,16 @@ fn own_choice(node: &Node, cpus: CpuSet, host: &str) -> Result<Assignment> {
         asked_by: vec!["a rank without ROCE_DEVICES in its environment".to_owned()],
         ..Request::default()
     };
-    let task = Task { local_rank: 0, cpus, cpus_needed: 1 };
+    let task = Task { local_rank: 0, cpus, cpus_needed: 1, gpus: Vec::new() };
     let plan = roce_plan::plan(node, &request, &Site::default(), &[task]).map_err(|error| match error {
         PlanError::NoRdma { why, .. } => no_port(why),
         other => no_port(other.to_string()),
     })?;
-    let nics = plan.tasks.into_iter().flat_map(|task| task.nics).map(|nic| Nic {
-        port: nic.port,
-        netdev: nic.netdev,
-        gid: nic.gid,
-        gid_index: Some(nic.gid_index),
-        rail: Some(nic.rail),
+    // On a live machine every NIC of a plan has a GID.
+    let nics = plan.tasks.into_iter().flat_map(|task| task.nics).filter_map(|nic| {
+        let row = nic.gid?;
+        let rail = Some(nic.rail);
+        Some(Nic { port: nic.port, netdev: nic.netdev, gid: row.gid, gid_index: Some(row.index), rail })
     });
     Ok(Assignment {
         nics: nics.collect(),

@@ -173,7 +173,7 @@ fn place(spank: &Spank<'_>, facts: &Facts) -> Result<Vec<String>, String> {
     let tasks = (0..facts.table.tasks())
         .map(|local_rank| {
             let cpus = facts.table.mask(local_rank)?;
-            Ok(Task { local_rank, cpus, cpus_needed: facts.cpus_per_task })
+            Ok(Task { local_rank, cpus, cpus_needed: facts.cpus_per_task, gpus: Vec::new() })
         })
         .collect::<Result<Vec<_>, RowError>>()
         .map_err(|error| error.to_string())?;
