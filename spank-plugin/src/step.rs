@@ -184,7 +184,9 @@ fn place(spank: &Spank<'_>, facts: &Facts) -> Result<Vec<String>, String> {
     let exports = roce_plan::exports(&plan, local_rank, &facts.site);
     let notes = apply::apply(spank, task, &exports).map_err(|error| error.to_string())?;
     // The same for all tasks of the node: one of them says it.
-    let mut lines: Vec<String> = facts.warning.iter().filter(|_| local_rank == 0).cloned().collect();
+    let of_class = plan.class.iter().flat_map(|class| &class.warnings).map(|text| format!("warning: {text}"));
+    let warnings = facts.warning.iter().cloned().chain(of_class);
+    let mut lines: Vec<String> = warnings.filter(|_| local_rank == 0).collect();
     if facts.request.verbose {
         lines.extend(plan.describe(local_rank));
         lines.extend(notes);
