@@ -19,6 +19,8 @@ pub enum Need {
     Demo,
     /// `cargo xtask test` alone.
     Test,
+    /// `cargo xtask bench` alone.
+    Bench,
 }
 
 /// One Debian package.
@@ -48,6 +50,7 @@ pub const PACKAGES: &[Package] = &[
     test("slurmd", "the nodes of the Slurm that the tests run on this machine"),
     test("slurm-client", "srun, sbatch and sinfo, for the tests on this machine"),
     test("rdma-core", "libibverbs and its providers, which the launcher loads at run time"),
+    Package { name: "hwloc-nox", need: Need::Bench, why: "lstopo-no-graphics, the peer of a benchmark" },
 ];
 
 const fn demo(name: &'static str, why: &'static str) -> Package {
@@ -96,7 +99,8 @@ impl Distribution {
 /// The packages that `need` asks for and dpkg doesn't know as installed, in the table's order.
 #[must_use]
 pub fn missing(need: Need) -> Vec<Package> {
-    let wanted = PACKAGES.iter().filter(|package| need == Need::Test || package.need == Need::Demo);
+    // What the demo needs builds everything.
+    let wanted = PACKAGES.iter().filter(|package| package.need == need || package.need == Need::Demo);
     let output = Command::new("dpkg-query")
         .args(["-W", "-f", "${db:Status-Status} ${Package}\n"])
         .args(PACKAGES.iter().map(|package| package.name))

@@ -4,11 +4,13 @@
 //! | --- | --- |
 //! | `cargo xtask demo` | shows the whole path on a cluster of guests: from an option of srun to a DSCP on a wire |
 //! | `cargo xtask test` | runs every test |
+//! | `cargo xtask bench NAME` | measures against a peer or a limit |
 //!
-//! Both install the Debian packages that are missing, build what they need, keep what they made under `target/`, can be
+//! All install the Debian packages that are missing, build what they need, keep what they made under `target/`, can be
 //! repeated, and leave no process behind.
 
 mod artifacts;
+mod bench;
 mod demo;
 mod packages;
 mod progress;
@@ -34,6 +36,8 @@ struct Arguments {
 enum Command {
     /// Boot two guests, run `srun --roce-tc=3` there, and read the packets off their wires
     Demo(demo::Arguments),
+    /// Measure against a peer or a limit: plan
+    Bench(bench::Arguments),
     /// Run every test: format, lints, units, the plugin in a real Slurm, the whole path in guests
     Test(test::Arguments),
 }
@@ -45,6 +49,7 @@ fn main() -> ExitCode {
         std::env::set_current_dir(artifacts::workspace())?;
         match arguments.command {
             Command::Demo(arguments) => demo::run(&arguments, &interrupt),
+            Command::Bench(arguments) => bench::run(&arguments, &interrupt),
             Command::Test(arguments) => test::run(&arguments, &interrupt),
         }
     });

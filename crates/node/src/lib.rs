@@ -10,8 +10,11 @@
 //! doesn't tell is `None`, never a default.
 
 mod addresses;
+mod dcb;
 mod facts;
->>>>>>> sources
+#[cfg(feature = "sources")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod gpu;
 mod model;
 mod netdev;
@@ -62,13 +65,6 @@ fn read_tree(tree: &Tree) -> Result<Node, NodeError> {
     if tree.is_live() {
         addresses::fill_in(&mut netdevs, &mut problems);
     }
-<<<<<<< HEAD
-    let packages = numa::packages(&tree, &cpus)?;
-    let gpus = gpu::read(&tree, &numa_nodes, &mut problems)?;
-    let mut ports = rdma::read(&tree, &numa_nodes, &netdevs, &mut problems)?;
-    if tree.is_live() {
-        ask_qos(&mut ports, &dcb::Kernel, &mut problems);
-=======
     let packages = numa::packages(tree, &cpus)?;
     let gpus = gpu::read(tree, &numa_nodes, &mut problems)?;
     let mut ports = rdma::read(tree, &numa_nodes, &netdevs, &mut problems)?;
