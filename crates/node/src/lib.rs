@@ -11,6 +11,9 @@
 
 mod addresses;
 mod facts;
+#[cfg(feature = "sources")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod gpu;
 mod model;
 mod netdev;
