@@ -20,7 +20,8 @@ pub struct Node {
     pub ports: Vec<RdmaPort>,
     /// Network interfaces by name.
     pub netdevs: BTreeMap<String, Netdev>,
-    /// Does `/sys/class/infiniband` exist, i.e. is an RDMA driver loaded at all?
+    /// Does `/sys/class/infiniband` exist, i.e. is an RDMA driver loaded at all? Of a source without
+    /// a sysfs: does it name an RDMA port?
     pub rdma_class_exists: bool,
     /// What could not be read, one sentence each with the path.
     pub problems: Vec<String>,

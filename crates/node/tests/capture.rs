@@ -12,9 +12,9 @@ use tempfile::TempDir;
 
 /// The tree of a machine and a folder for its capture.
 fn built(name: &str) -> (TempDir, TempDir) {
-    let tree = tempfile::tempdir().unwrap();
+    let tree = roce_machines::scratch().unwrap();
     roce_machines::named(name).unwrap().build(tree.path()).unwrap();
-    (tree, tempfile::tempdir().unwrap())
+    (tree, roce_machines::scratch().unwrap())
 }
 
 fn captured(tree: &Path, out: &Path, raw: bool) -> Node {
@@ -158,7 +158,7 @@ fn what_is_not_understood_is_not_kept() {
 
 #[test]
 fn this_machine_can_be_captured_with_its_addresses() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = roce_machines::scratch().unwrap();
     let out = folder.path().join("capture.tar.gz");
     let again = captured(Path::new("/"), &out, true);
     let live = read(Path::new("/")).unwrap();

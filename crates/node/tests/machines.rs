@@ -6,7 +6,7 @@ use common::summary;
 use roce_node::{Node, PciRelation, RdmaPort, read};
 
 fn built(name: &str) -> Node {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = roce_machines::scratch().unwrap();
     let machine = roce_machines::named(name).unwrap_or_else(|| panic!("no machine {name}"));
     machine.build(folder.path()).unwrap();
     read(folder.path()).unwrap()
