@@ -163,7 +163,9 @@ pub enum Error {
         queue_pair: String,
     },
     /// Nothing completed in time.
-    #[error("nothing completed on {device} within {waited:.1?}; the peer may have ended, or be busy with something else")]
+    #[error(
+        "nothing completed on {device} within {waited:.1?}; the peer may have ended, be busy with something else, or be unreachable on this rail"
+    )]
     Timeout {
         /// The RDMA device.
         device: String,
