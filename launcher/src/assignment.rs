@@ -2,8 +2,11 @@
 
 use std::path::Path;
 
+use nix::sched::sched_getaffinity;
+use nix::unistd::Pid;
+use roce_node::Node;
+use roce_plan::{NicSelection, PlanError, Request, Site, Task};
 use roce_types::{CpuSet, DevicePort, Dscp, Gid, Priority, TrafficClass};
-use roce_verbs::{GidRow, GidType, SysfsPort};
 
 use crate::environment;
 use crate::error::{Error, Result};
@@ -59,45 +62,38 @@ impl Assignment {
         let variable = |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
         match environment::read(variable)? {
             Some(assignment) => Ok(assignment),
-            None => own_choice(Path::new(roce_verbs::INFINIBAND), node),
+            None => {
+                let no_port = |reason: String| Error::NoPort { node: node.to_owned(), reason };
+                let facts = roce_node::read(Path::new("/")).map_err(|error| no_port(error.to_string()))?;
+                let cpus = own_cpus().map_err(|error| no_port(format!("sched_getaffinity: {error}")))?;
+                own_choice(&facts, cpus, node)
+            }
         }
     }
 }
 
-/// Every active RoCE port's first RoCE v2 GID that is not link-local, ports by name, rails numbered in that
-/// order, and no class.
-fn own_choice(infiniband: &Path, node: &str) -> Result<Assignment> {
-    let no_port = |reason: String| Error::NoPort { node: node.to_owned(), reason };
-    if !infiniband.exists() {
-        return Err(no_port(format!("{} does not exist", infiniband.display())));
-    }
-    let unreadable = |error: roce_verbs::Error| no_port(crate::error::chain(&error));
-    let ports = roce_verbs::read_ports(infiniband).map_err(unreadable)?;
-    if ports.is_empty() {
-        return Err(no_port(format!("{} lists no device", infiniband.display())));
-    }
-    let mut nics = Vec::new();
-    let mut rejected = Vec::new();
-    for port in ports {
-        if !port.is_active_roce() {
-            rejected.push(not_usable(&port));
-            continue;
-        }
-        let table = roce_verbs::read_gid_table(infiniband, &port.port).map_err(unreadable)?;
-        match table.into_iter().find(is_usable) {
-            Some(row) => {
-                let rail = u32::try_from(nics.len()).ok();
-                let GidRow { gid, index, netdev, .. } = row;
-                nics.push(Nic { port: port.port, netdev, gid, gid_index: Some(index), rail });
-            }
-            None => rejected.push(format!("{} has no RoCE v2 GID but link-local ones", port.port)),
-        }
-    }
-    if nics.is_empty() {
-        return Err(no_port(rejected.join(", ")));
-    }
+/// What the plugin would plan for one task with these CPUs that asks for every NIC and no class.
+fn own_choice(node: &Node, cpus: CpuSet, host: &str) -> Result<Assignment> {
+    let no_port = |reason: String| Error::NoPort { node: host.to_owned(), reason };
+    let request = Request {
+        nics: NicSelection::All,
+        asked_by: vec!["a rank without ROCE_DEVICES in its environment".to_owned()],
+        ..Request::default()
+    };
+    let task = Task { local_rank: 0, cpus, cpus_needed: 1 };
+    let plan = roce_plan::plan(node, &request, &Site::default(), &[task]).map_err(|error| match error {
+        PlanError::NoRdma { why, .. } => no_port(why),
+        other => no_port(other.to_string()),
+    })?;
+    let nics = plan.tasks.into_iter().flat_map(|task| task.nics).map(|nic| Nic {
+        port: nic.port,
+        netdev: nic.netdev,
+        gid: nic.gid,
+        gid_index: Some(nic.gid_index),
+        rail: Some(nic.rail),
+    });
     Ok(Assignment {
-        nics,
+        nics: nics.collect(),
         priority: None,
         dscp: None,
         traffic_class: TrafficClass(0),
@@ -108,60 +104,21 @@ fn own_choice(infiniband: &Path, node: &str) -> Result<Assignment> {
     })
 }
 
-fn is_usable(row: &GidRow) -> bool {
-    row.kind == GidType::RoceV2 && !row.gid.is_link_local() && !row.gid.is_multicast()
-}
-
-fn not_usable(port: &SysfsPort) -> String {
-    format!("{} is {} and {}", port.port, port.link_layer, port.state)
+/// The CPUs that this process may run on.
+fn own_cpus() -> Result<CpuSet, nix::Error> {
+    let mask = sched_getaffinity(Pid::from_raw(0))?;
+    Ok((0..nix::sched::CpuSet::count()).filter(|&cpu| mask.is_set(cpu).unwrap_or(false)).collect())
 }
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use super::*;
-
-    fn port(root: &Path, device: &str, state: &str, gids: &[&str]) {
-        let folder = root.join(device).join("ports/1");
-        fs::create_dir_all(folder.join("gids")).unwrap();
-        fs::create_dir_all(folder.join("gid_attrs/types")).unwrap();
-        fs::write(folder.join("state"), format!("{state}\n")).unwrap();
-        fs::write(folder.join("link_layer"), "Ethernet\n").unwrap();
-        for (i, gid) in gids.iter().enumerate() {
-            fs::write(folder.join(format!("gids/{i}")), format!("{gid}\n")).unwrap();
-            fs::write(folder.join(format!("gid_attrs/types/{i}")), "RoCE v2\n").unwrap();
-        }
-    }
-
-    #[test]
-    fn every_active_port_is_taken_with_its_first_gid_that_is_not_link_local() {
-        let root = tempfile::tempdir().unwrap();
-        port(root.path(), "rxe0", "4: ACTIVE", &["fe80::1", "::ffff:10.0.0.1", "::ffff:10.9.0.1"]);
-        port(root.path(), "rxe1", "1: DOWN", &["::ffff:10.0.1.1"]);
-        port(root.path(), "rxe2", "4: ACTIVE", &["::ffff:10.0.2.1"]);
-        let assignment = own_choice(root.path(), "vm1").unwrap();
-        let told: Vec<_> =
-            assignment.nics.iter().map(|nic| (nic.gid.to_string(), nic.gid_index, nic.rail)).collect();
-        assert_eq!(
-            told,
-            [("::ffff:10.0.0.1".into(), Some(1), Some(0)), ("::ffff:10.0.2.1".into(), Some(0), Some(1))]
-        );
-    }
 
     #[test]
     fn a_node_without_roce_says_what_was_looked_at() {
-        let root = tempfile::tempdir().unwrap();
-        let missing = own_choice(&root.path().join("infiniband"), "vm1").unwrap_err().to_string();
-        assert!(missing.starts_with("this node (vm1) has no RoCE port: "), "{missing}");
-        assert!(missing.contains("infiniband does not exist"), "{missing}");
-        assert!(own_choice(root.path(), "vm1").unwrap_err().to_string().contains("lists no device"));
-        port(root.path(), "rxe0", "1: DOWN", &[]);
-        port(root.path(), "rxe1", "4: ACTIVE", &["fe80::1"]);
-        let error = own_choice(root.path(), "vm1").unwrap_err().to_string();
-        assert!(
-            error.contains("rxe0:1 is Ethernet and DOWN, rxe1:1 has no RoCE v2 GID but link-local"),
-            "{error}"
-        );
+        let bare = Node { cpus: own_cpus().unwrap(), ..Node::default() };
+        let error = own_choice(&bare, own_cpus().unwrap(), "vm1").unwrap_err().to_string();
+        let expected = "this node (vm1) has no RoCE port: /sys/class/infiniband does not exist: no RDMA driver is loaded; ";
+        assert!(error.starts_with(expected), "{error}");
     }
 }

@@ -1,1 +1,30 @@
-//! Pure decisions: NIC, GID, traffic class, CPU and memory binding, exports.
+//! What each task of a step gets: NICs, GIDs, traffic class, CPUs and memory nodes, and the
+//! environment variables that tell every communication library so.
+//!
+//! Everything here is a pure decision, without file, environment or clock:
+//! [`Options`] + [`Site`] -> [`Request`]; [`Request`] + `Node` + [`Task`]s -> [`Plan`] -> [`exports`].
+//! Every task of a node computes the same plan from the same facts and takes its own row.
+
+mod cpus;
+mod exports;
+mod gid;
+mod nics;
+mod option;
+mod placement;
+mod plan;
+mod request;
+mod site;
+mod traffic_class;
+
+pub use cpus::MemoryPolicy;
+pub use exports::{Export, exports};
+pub use gid::{GidRejection, GidSearch, RejectedGid, choose_gid};
+pub use nics::{Distance, Nic, PortRejection};
+pub use option::{OptionError, Options, RoceOption, Source};
+pub use plan::{Plan, PlanError, Task, TaskPlan, plan};
+pub use request::{BindMode, ClassRequest, GidSelection, NicSelection, Placement, Request};
+pub use site::{
+    Activate, Bootstrap, ExportPolicy, Family, GidPolicy, Library, Limits, Memlock, Nics, OnFailure, Policy,
+    Site, SiteClass, SiteError,
+};
+pub use traffic_class::Class;

@@ -63,7 +63,8 @@ mod tests {
 
     #[test]
     fn what_is_no_address_is_refused() {
-        for text in ["", "virtio0", "pci0000:00", "0000:00:20.0", "0000:00:00.8", "0000:00:00.", "0:0:0:0.0"] {
+        for text in ["", "virtio0", "pci0000:00", "0000:00:20.0", "0000:00:00.8", "0000:00:00.", "0:0:0:0.0"]
+        {
             assert!(text.parse::<PciAddress>().is_err(), "{text}");
         }
     }

@@ -7,7 +7,6 @@ use std::path::Path;
 use roce_types::{DevicePort, Gid};
 
 use crate::error::{Error, Result};
-use crate::ports;
 
 /// What a row of the table is for (`gid_attrs/types/N`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -66,13 +65,14 @@ pub fn read_gid_table(infiniband: &Path, port: &DevicePort) -> Result<Vec<GidRow
 /// An attribute's text, `None` for an empty row: the kernel answers EINVAL for one, and a row may go away
 /// between listing and reading.
 fn attribute(path: &Path) -> Result<Option<String>> {
-    match ports::read(path) {
+    let text = fs::read_to_string(path).map_err(|source| Error::Sysfs { path: path.to_owned(), source });
+    match text {
         Err(Error::Sysfs { source, .. })
             if source.raw_os_error() == Some(libc::EINVAL) || source.kind() == io::ErrorKind::NotFound =>
         {
             Ok(None)
         }
-        text => text.map(Some),
+        text => text.map(|text| Some(text.trim_end().to_owned())),
     }
 }
 

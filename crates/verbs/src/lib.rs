@@ -43,7 +43,6 @@ mod gid_table;
 mod library;
 mod memory;
 mod mtu;
-mod ports;
 mod queue_pair;
 mod readback;
 
@@ -56,6 +55,8 @@ pub use gid_table::{GidRow, GidType, find_roce_v2, read_gid_table};
 pub use library::{ForkSafety, device_names, fork_safety};
 pub use memory::{Buffer, RemoteWindow, Window};
 pub use mtu::Mtu;
-pub use ports::{INFINIBAND, SysfsPort, read_ports};
 pub use queue_pair::{Depth, QueuePair, Rejected};
 pub use readback::Readback;
+
+/// Where the kernel lists RDMA devices.
+pub const INFINIBAND: &str = "/sys/class/infiniband";

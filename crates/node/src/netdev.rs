@@ -1,0 +1,36 @@
+use std::collections::BTreeMap;
+
+use crate::Netdev;
+use crate::tree::{NodeError, Tree};
+
+/// Every network interface of the tree. One that can't be read is left out and becomes a problem.
+pub(crate) fn read(tree: &Tree, problems: &mut Vec<String>) -> Result<BTreeMap<String, Netdev>, NodeError> {
+    let mut netdevs = BTreeMap::new();
+    for name in tree.list("sys/class/net")? {
+        let folder = format!("sys/class/net/{name}");
+        // `bonding_masters` is a file among the interfaces.
+        if !tree.path(&folder).is_dir() {
+            continue;
+        }
+        match read_one(tree, &folder) {
+            Ok(netdev) => {
+                netdevs.insert(name, netdev);
+            }
+            Err(error) => problems.push(format!("network interface {name} is left out: {error}")),
+        }
+    }
+    Ok(netdevs)
+}
+
+fn read_one(tree: &Tree, folder: &str) -> Result<Netdev, NodeError> {
+    let carrier = tree.optional_text(&format!("{folder}/carrier"))?;
+    let uevent = tree.optional_text(&format!("{folder}/uevent"))?.unwrap_or_default();
+    let kind = uevent.lines().find_map(|line| line.strip_prefix("DEVTYPE="));
+    Ok(Netdev {
+        operstate: tree.text(&format!("{folder}/operstate"))?,
+        carrier: carrier.map(|text| text == "1"),
+        mtu: tree.optional_text(&format!("{folder}/mtu"))?.and_then(|text| text.parse().ok()),
+        kind: kind.map(str::to_owned),
+        addresses: None,
+    })
+}
