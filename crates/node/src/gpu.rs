@@ -34,7 +34,7 @@ fn read_one(tree: &Tree, folder: &str, numa_nodes: &[NumaNode]) -> Result<Option
     }
     let ancestry = tree.device_ancestry(folder);
     let Some(pci) = PciPlace::from_ancestry(&ancestry) else { return Ok(None) };
-    Ok(Some(Gpu { pci, vendor, numa_node: numa::of_device(&ancestry, numa_nodes)? }))
+    Ok(Some(Gpu { pci, vendor, numa_node: numa::of_device(tree, &ancestry, numa_nodes)? }))
 }
 
 /// Reads `0x030200`.
@@ -42,9 +42,10 @@ fn hex(text: &str) -> Option<u32> {
     u32::from_str_radix(text.strip_prefix("0x")?, 16).ok()
 }
 
-/// VGA, 3D or other display controller; the lowest byte is the programming interface.
+/// VGA, 3D or other display controller, or a processing accelerator, as AMD's GPUs without a
+/// display say of themselves. The lowest byte is the programming interface.
 pub(crate) fn is_display(class: u32) -> bool {
-    matches!(class >> 8, 0x0300 | 0x0302 | 0x0380)
+    matches!(class >> 8, 0x0300 | 0x0302 | 0x0380 | 0x1200)
 }
 
 /// The vendors whose GPUs exchange data with NICs directly.

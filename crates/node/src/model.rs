@@ -68,8 +68,8 @@ pub struct Package {
     pub cpus: CpuSet,
 }
 
-/// A GPU: a PCI display or 3D controller (class 0x0300, 0x0302, 0x0380) of a vendor whose driver
-/// is bound to it, so that the service processor's VGA is none.
+/// A GPU: a PCI display or 3D controller or processing accelerator (class 0x0300, 0x0302, 0x0380,
+/// 0x1200) of a vendor whose driver is bound to it, so that the service processor's VGA is none.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Gpu {
     /// Where it sits.
@@ -116,7 +116,8 @@ pub struct RdmaPort {
     /// The class that the vendor's driver forces on every queue pair of the device
     /// (`tc/PORT/traffic_class`, "Global tclass=N"), where one is set.
     pub forced_traffic_class: Option<TrafficClass>,
-    /// The network interface of the port itself, `None` on InfiniBand or where unknown.
+    /// The network interface of the port itself, on InfiniBand that of IPoIB; `None` where there is
+    /// none or it is unknown.
     pub netdev: Option<String>,
     /// The rows of the GID table that are not empty, ascending by index.
     pub gids: Vec<GidRow>,
@@ -150,7 +151,7 @@ pub enum LinkLayer {
     Ethernet,
     /// InfiniBand proper.
     InfiniBand,
-    /// A word that this crate doesn't know.
+    /// A word that this crate doesn't know; `unknown` where the source doesn't tell.
     Other(String),
 }
 
@@ -190,7 +191,8 @@ pub enum GidKind {
 /// A network interface (`/sys/class/net/NAME`).
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Netdev {
-    /// RFC 2863 state (`operstate`): `up`, `down`, `unknown`, `lowerlayerdown`, ...
+    /// RFC 2863 state (`operstate`): `up`, `down`, `lowerlayerdown`, ...; `unknown` also where the
+    /// source doesn't tell.
     pub operstate: String,
     /// Is there a carrier? `None` while the interface is down: the kernel can't say then.
     pub carrier: Option<bool>,
@@ -201,6 +203,6 @@ pub struct Netdev {
     pub kind: Option<String>,
     /// The interfaces below this one: a bond's or bridge's members, a VLAN's parent (`lower_*`).
     pub lower: Vec<String>,
-    /// Its IP addresses; `None` is unknown (a captured tree).
+    /// Its IP addresses; `None` is unknown (sysfs doesn't have them, `rocectl capture` adds them).
     pub addresses: Option<Vec<IpAddr>>,
 }

@@ -9,7 +9,7 @@ pub(crate) fn read(tree: &Tree, problems: &mut Vec<String>) -> Result<BTreeMap<S
     for name in tree.list("sys/class/net")? {
         let folder = format!("sys/class/net/{name}");
         // `bonding_masters` is a file among the interfaces.
-        if !tree.path(&folder).is_dir() {
+        if !tree.is_folder(&folder) {
             continue;
         }
         match read_one(tree, &folder) {
@@ -26,8 +26,8 @@ fn read_one(tree: &Tree, folder: &str) -> Result<Netdev, NodeError> {
     let carrier = tree.optional_text(&format!("{folder}/carrier"))?;
     let uevent = tree.optional_text(&format!("{folder}/uevent"))?.unwrap_or_default();
     let kind = uevent.lines().find_map(|line| line.strip_prefix("DEVTYPE="));
-    let lower =
-        tree.list(folder)?.iter().filter_map(|name| name.strip_prefix("lower_").map(str::to_owned)).collect();
+    let lower = tree.list_those(folder, |name| name.starts_with("lower_"))?;
+    let lower = lower.iter().filter_map(|name| name.strip_prefix("lower_").map(str::to_owned)).collect();
     Ok(Netdev {
         operstate: tree.text(&format!("{folder}/operstate"))?,
         carrier: carrier.map(|text| text == "1"),

@@ -1,10 +1,10 @@
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use roce_types::CpuSet;
 
-use crate::tree::{NodeError, Tree, optional, read_text};
-use crate::{NumaNode, Package, tree};
+use crate::tree::{NodeError, Tree};
+use crate::{NumaNode, Package};
 
 pub(crate) fn online_cpus(tree: &Tree) -> Result<CpuSet, NodeError> {
     tree.parse("sys/devices/system/cpu/online")
@@ -49,15 +49,20 @@ fn node_id(name: &str) -> Option<u32> {
 
 /// The NUMA node of a device, from its own `numa_node` or that of the nearest folder above it that
 /// knows; where all say -1, from `local_cpulist` if that is exactly one node's CPUs.
-pub(crate) fn of_device(ancestry: &[PathBuf], nodes: &[NumaNode]) -> Result<Option<u32>, NodeError> {
+pub(crate) fn of_device(
+    tree: &Tree,
+    ancestry: &[PathBuf],
+    nodes: &[NumaNode],
+) -> Result<Option<u32>, NodeError> {
     for folder in ancestry {
-        let Some(text) = read_beside(folder, "numa_node")? else { continue };
-        if let Ok(id) = text.parse::<u32>() {
+        let Some(text) = read_beside(tree, folder, "numa_node")? else { continue };
+        // Firmware has been seen to name nodes that don't exist.
+        if let Some(id) = text.parse().ok().filter(|id| nodes.iter().any(|node| node.id == *id)) {
             return Ok(Some(id));
         }
     }
     for folder in ancestry {
-        let Some(text) = read_beside(folder, "local_cpulist")? else { continue };
+        let Some(text) = read_beside(tree, folder, "local_cpulist")? else { continue };
         let Ok(cpus) = text.parse::<CpuSet>() else { continue };
         let mut matching = nodes.iter().filter(|node| node.cpus == cpus && !cpus.is_empty());
         return Ok(matching.next().map(|node| node.id));
@@ -65,6 +70,8 @@ pub(crate) fn of_device(ancestry: &[PathBuf], nodes: &[NumaNode]) -> Result<Opti
     Ok(None)
 }
 
-fn read_beside(folder: &Path, name: &str) -> Result<Option<String>, tree::NodeError> {
-    optional(read_text(&folder.join(name)))
+fn read_beside(tree: &Tree, folder: &std::path::Path, name: &str) -> Result<Option<String>, NodeError> {
+    // Only ASCII names lie below `sys/devices`.
+    let Some(folder) = folder.to_str() else { return Ok(None) };
+    tree.optional_text(&format!("{folder}/{name}"))
 }

@@ -7,7 +7,8 @@ use roce_types::PciAddress;
 pub struct PciPlace {
     /// The function itself. First, so that places sort by address.
     pub address: PciAddress,
-    /// The host bridge (root complex) that all begins at, as the kernel names it: `pci0000:20`.
+    /// The host bridge (root complex) that all begins at, as the kernel names it: `pci0000:20`;
+    /// empty where the source doesn't tell.
     pub host_bridge: String,
     /// The bridges between the two, from the top down: root port, then a switch's upstream port
     /// and its downstream port, ...
@@ -58,7 +59,7 @@ impl PciPlace {
         if self.is_same_device(other) {
             return PciRelation::SameDevice;
         }
-        if self.host_bridge != other.host_bridge {
+        if self.host_bridge != other.host_bridge || self.host_bridge.is_empty() {
             return PciRelation::Apart;
         }
         let common = self.bridges.iter().zip(&other.bridges).take_while(|(a, b)| a == b).count();

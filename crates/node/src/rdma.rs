@@ -23,7 +23,7 @@ pub(crate) fn read(
                 continue;
             }
         };
-        for number in numbers.iter().filter_map(|number| number.parse().ok()) {
+        for number in numbers.iter().filter_map(|number| number.parse().ok().filter(|&number| number > 0)) {
             let name = DevicePort { device: device.clone(), port: number };
             match read_port(tree, name.clone(), numa_nodes, netdevs) {
                 Ok(port) => ports.push(port),
@@ -31,8 +31,13 @@ pub(crate) fn read(
             }
         }
     }
-    ports.sort_by(|a, b| (a.pci.is_none(), &a.pci, &a.name).cmp(&(b.pci.is_none(), &b.pci, &b.name)));
+    sort(&mut ports);
     Ok(ports)
+}
+
+/// By PCI address, those without one last, then by name.
+pub(crate) fn sort(ports: &mut [RdmaPort]) {
+    ports.sort_by(|a, b| (a.pci.is_none(), &a.pci, &a.name).cmp(&(b.pci.is_none(), &b.pci, &b.name)));
 }
 
 fn read_port(
@@ -43,14 +48,15 @@ fn read_port(
 ) -> Result<RdmaPort, NodeError> {
     let device = format!("{RDMA_CLASS}/{}", name.device);
     let folder = format!("{device}/ports/{}", name.port);
-    let gids = read_gids(tree, &folder)?;
+    let link_layer = link_layer(tree.text(&format!("{folder}/link_layer"))?);
+    let gids = read_gids(tree, &folder, &link_layer)?;
     let netdev = main_netdev(tree, &device, name.port, &gids, netdevs)?;
     let place = place(tree, &device, netdev.as_deref(), numa_nodes, netdevs)?;
     let forced = tree.optional_text(&format!("{device}/tc/{}/traffic_class", name.port))?;
     let asic = tree.optional_text(&format!("{device}/sys_image_guid"))?;
     let physical_function = tree.link_name(&format!("{device}/device/physfn"));
     Ok(RdmaPort {
-        link_layer: link_layer(tree.text(&format!("{folder}/link_layer"))?),
+        link_layer,
         state: port_state(&tree.text(&format!("{folder}/state"))?),
         rate_mbit: tree.optional_text(&format!("{folder}/rate"))?.as_deref().and_then(rate_mbit),
         pci: place.pci,
@@ -91,7 +97,7 @@ fn place(
     for ancestry in hardware.iter().filter(|ancestry| !ancestry.is_empty()) {
         places.push(Place {
             pci: PciPlace::from_ancestry(ancestry),
-            numa_node: numa::of_device(ancestry, numa_nodes)?,
+            numa_node: numa::of_device(tree, ancestry, numa_nodes)?,
         });
     }
     let Some(first) = places.first() else { return Ok(Place::default()) };
@@ -123,7 +129,7 @@ fn forced_traffic_class(text: &str) -> Option<TrafficClass> {
     (value != 0).then_some(TrafficClass(value))
 }
 
-fn read_gids(tree: &Tree, port: &str) -> Result<Vec<GidRow>, NodeError> {
+fn read_gids(tree: &Tree, port: &str, link_layer: &LinkLayer) -> Result<Vec<GidRow>, NodeError> {
     let mut indexes: Vec<u32> =
         tree.list(&format!("{port}/gids"))?.iter().filter_map(|name| name.parse().ok()).collect();
     indexes.sort_unstable();
@@ -133,7 +139,9 @@ fn read_gids(tree: &Tree, port: &str) -> Result<Vec<GidRow>, NodeError> {
         let Some(text) = tree.optional_text(&format!("{port}/gids/{index}"))? else { continue };
         let path = || tree.path(format!("{port}/gids/{index}"));
         let gid: Gid = text.parse().map_err(|source| NodeError::Content { path: path(), source })?;
-        if gid.is_zero() {
+        // The empty rows of InfiniBand have the subnet's prefix but no identifier.
+        let no_identifier = *link_layer == LinkLayer::InfiniBand && gid.0[8..] == [0; 8];
+        if gid.is_zero() || no_identifier {
             continue;
         }
         let kind = tree.optional_text(&format!("{port}/gid_attrs/types/{index}"))?.map(gid_kind);
@@ -160,7 +168,7 @@ fn main_netdev(
     let below = tree.list(&format!("{device}/device/net"))?;
     for name in &below {
         let dev_port = tree.optional_text(&format!("{device}/device/net/{name}/dev_port"))?;
-        if below.len() == 1 || dev_port.and_then(|text| text.parse().ok()) == Some(port - 1) {
+        if below.len() == 1 || dev_port.and_then(|text| text.parse().ok()) == port.checked_sub(1) {
             // The ports of a bond answer to the bond's addresses.
             let master = tree.link_name(&format!("sys/class/net/{name}/master"));
             let bond = master.filter(|master| {
