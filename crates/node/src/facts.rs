@@ -151,10 +151,7 @@ mod tests {
             problem("format = 1\n[addresses]\neth0 = [\"10.0.0.256\"]\n"),
             "line 3: invalid IP address syntax"
         );
-        assert_eq!(
-            problem("format = 2\n"),
-            "format 2 is not known, 1 is: it comes from a newer rocectl"
-        );
+        assert_eq!(problem("format = 2\n"), "format 2 is not known, 1 is: it comes from a newer rocectl");
         assert!(problem("format = 1\ncolour = 1\n").starts_with("line 2: unknown field `colour`"));
     }
 
@@ -162,9 +159,6 @@ mod tests {
     fn values_outside_of_their_range_are_refused() {
         let facts = |text: &str| toml::from_str::<QosFacts>(text).unwrap().to_qos().unwrap_err();
         assert_eq!(facts("pfc = [8]"), "8 is not a priority, these are 0 to 7");
-        assert_eq!(
-            facts("dscp = { 64 = 1 }"),
-            "\"64\" is not a DSCP: 0-63, or a name such as af31, cs3, ef"
-        );
+        assert_eq!(facts("dscp = { 64 = 1 }"), "\"64\" is not a DSCP: 0-63, or a name such as af31, cs3, ef");
     }
 }

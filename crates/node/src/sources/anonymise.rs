@@ -67,8 +67,7 @@ impl Anonymiser {
         }
         let guid = self.identifier(value);
         let part = |shift: u32| guid >> shift & 0xffff;
-        (words == 4)
-            .then(|| format!("{:04x}:{:04x}:{:04x}:{:04x}", part(48), part(32), part(16), part(0)))
+        (words == 4).then(|| format!("{:04x}:{:04x}:{:04x}:{:04x}", part(48), part(32), part(16), part(0)))
     }
 
     fn v4(&self, v4: Ipv4Addr) -> Ipv4Addr {

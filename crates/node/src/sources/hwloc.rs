@@ -63,12 +63,8 @@ pub(super) fn read(topology: &Element) -> Result<Node, Problem> {
     node.packages.sort_by_key(|package| package.id);
     node.numa_nodes = numa_nodes(claims, &node.cpus);
     distances(topology, &mut node.numa_nodes)?;
-    let start = Position {
-        cpus: node.cpus.clone(),
-        host_bridge: String::new(),
-        bridges: Vec::new(),
-        function: None,
-    };
+    let start =
+        Position { cpus: node.cpus.clone(), host_bridge: String::new(), bridges: Vec::new(), function: None };
     let mut any_pci = false;
     devices(machine, &start, version, &mut any_pci, &mut node)?;
     if !any_pci {
@@ -85,7 +81,9 @@ fn version(topology: &Element) -> Result<Version, Problem> {
         Some("3") => Ok(Version::Three),
         _ => Err(Problem::new(
             topology,
-            format!("hwloc XML of version {version:?}, 2 and 3 are known: convert it with lstopo -i FILE --of xml"),
+            format!(
+                "hwloc XML of version {version:?}, 2 and 3 are known: convert it with lstopo -i FILE --of xml"
+            ),
         )),
     }
 }
@@ -213,8 +211,8 @@ fn enter_bridge(object: &Element, here: &mut Position) -> Result<(), Problem> {
                 let hex = |text: &str| text.bytes().all(|byte| byte.is_ascii_hexdigit());
                 (hex(domain) && hex(first)).then(|| format!("pci{domain}:{first}"))
             });
-            here.host_bridge =
-                parsed.ok_or_else(|| Problem::new(object, format!("bridge_pci: {text:?} is no range of buses")))?;
+            here.host_bridge = parsed
+                .ok_or_else(|| Problem::new(object, format!("bridge_pci: {text:?} is no range of buses")))?;
             here.bridges.clear();
         }
         _ => here.bridges.push(pci_address(object)?),
@@ -230,9 +228,11 @@ fn function(object: &Element, here: &Position) -> Result<Function, Problem> {
     // `0207 [15b3:1017] [15b3:0025] 00`: class, vendor and device, subsystem, revision.
     let text = object.required("pci_type")?;
     let hex = |digits: &str| u32::from_str_radix(digits, 16).ok();
-    let parsed = text.split_once(" [").and_then(|(class, rest)| Some((hex(class)?, hex(rest.split_once(':')?.0)?)));
-    let (class, vendor) = parsed
-        .ok_or_else(|| Problem::new(object, format!("pci_type: {text:?} is not as in \"0207 [15b3:1017]\"")))?;
+    let parsed =
+        text.split_once(" [").and_then(|(class, rest)| Some((hex(class)?, hex(rest.split_once(':')?.0)?)));
+    let (class, vendor) = parsed.ok_or_else(|| {
+        Problem::new(object, format!("pci_type: {text:?} is not as in \"0207 [15b3:1017]\""))
+    })?;
     let place = PciPlace {
         address: pci_address(object)?,
         host_bridge: here.host_bridge.clone(),

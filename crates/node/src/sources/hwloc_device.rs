@@ -20,15 +20,19 @@ pub(super) fn gpu(function: &Function, numa_node: Option<u32>, node: &mut Node) 
 }
 
 /// Adds the interfaces and RDMA ports that are directly in this object.
-pub(super) fn read(object: &Element, here: &Position, version: Version, node: &mut Node) -> Result<(), Problem> {
+pub(super) fn read(
+    object: &Element,
+    here: &Position,
+    version: Version,
+    node: &mut Node,
+) -> Result<(), Problem> {
     let devices = || object.named("object").filter(|child| child.attribute("type") == Some("OSDev"));
     let mut interfaces = Vec::new();
     for device in devices() {
         if kind(device, version)? == Kind::Interface {
             let name = device.required("name")?.to_owned();
             // Nothing but its name is told.
-            node.netdevs
-                .insert(name.clone(), Netdev { operstate: "unknown".into(), ..Netdev::default() });
+            node.netdevs.insert(name.clone(), Netdev { operstate: "unknown".into(), ..Netdev::default() });
             interfaces.push(Interface {
                 name,
                 port: info(device, "Port").and_then(|port| port.parse().ok()),
@@ -62,9 +66,8 @@ enum Kind {
 /// the network too.
 fn kind(device: &Element, version: Version) -> Result<Kind, Problem> {
     let text = device.required("osdev_type")?;
-    let number: u32 = text
-        .parse()
-        .map_err(|_| Problem::new(device, format!("osdev_type: {text:?} is not a number")))?;
+    let number: u32 =
+        text.parse().map_err(|_| Problem::new(device, format!("osdev_type: {text:?} is not a number")))?;
     Ok(match (version, number) {
         (Version::Two, 3) => Kind::Rdma,
         (Version::Two, 2) => Kind::Interface,
@@ -96,9 +99,9 @@ fn rdma_device(
     let name = device.required("name")?;
     let mut ports: Vec<u8> = Vec::new();
     for info in device.named("info") {
-        let number = info.attribute("name").and_then(|key| {
-            key.strip_prefix("Port")?.strip_suffix("State")?.parse::<u8>().ok()
-        });
+        let number = info
+            .attribute("name")
+            .and_then(|key| key.strip_prefix("Port")?.strip_suffix("State")?.parse::<u8>().ok());
         ports.extend(number.filter(|number| *number > 0 && !ports.contains(number)));
     }
     ports.sort_unstable();

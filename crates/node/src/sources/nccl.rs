@@ -68,7 +68,8 @@ fn walk(element: &Element, here: &Position<'_>, node: &mut Node) -> Result<(), P
                     bridges.push(address(function)?);
                 }
                 let host_bridge = here.host_bridge.clone();
-                let below = Position { numa_node: here.numa_node, host_bridge, bridges, function: Some(child) };
+                let below =
+                    Position { numa_node: here.numa_node, host_bridge, bridges, function: Some(child) };
                 address(child)?;
                 walk(child, &below, node)?;
             }
@@ -120,7 +121,9 @@ fn read_net(net: &Element, here: &Position<'_>, node: &mut Node) -> Result<(), P
         return Ok(());
     }
     if name.contains('+') {
-        node.problems.push(format!("{name} is left out: NCCL has merged several devices, it doesn't tell where each is"));
+        node.problems.push(format!(
+            "{name} is left out: NCCL has merged several devices, it doesn't tell where each is"
+        ));
         return Ok(());
     }
     let name: DevicePort =

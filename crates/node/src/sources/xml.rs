@@ -112,8 +112,10 @@ pub(super) fn parse(text: &str) -> Result<Element, Problem> {
     let document = match (open.pop(), open.pop()) {
         (Some(document), None) => document,
         (Some(unclosed), _) => {
-            let problem =
-                format!("<{}> of line {} is never closed: the file is cut short", unclosed.name, unclosed.line);
+            let problem = format!(
+                "<{}> of line {} is never closed: the file is cut short",
+                unclosed.name, unclosed.line
+            );
             return Err(Problem { line, problem });
         }
         (None, _) => return Err(Problem { line, problem: "nothing is open".into() }),

@@ -31,8 +31,14 @@ pub fn summary(node: &Node) -> String {
     for numa in &node.numa_nodes {
         let distances: Vec<String> =
             numa.distances.iter().map(|(to, distance)| format!("{to}:{distance}")).collect();
-        writeln!(text, "numa {}: cpus {} distances {}", numa.id, none(&numa.cpus.to_string()), distances.join(" "))
-            .unwrap();
+        writeln!(
+            text,
+            "numa {}: cpus {} distances {}",
+            numa.id,
+            none(&numa.cpus.to_string()),
+            distances.join(" ")
+        )
+        .unwrap();
     }
     for gpu in &node.gpus {
         writeln!(text, "gpu {:?} numa {} at {}", gpu.vendor, known(gpu.numa_node), place(Some(&gpu.pci)))
@@ -43,7 +49,8 @@ pub fn summary(node: &Node) -> String {
     }
     for (name, netdev) in &node.netdevs {
         let carrier = netdev.carrier.map(|carrier| if carrier { "carrier" } else { "no carrier" });
-        write!(text, "netdev {name}: {} {} mtu {}", netdev.operstate, known(carrier), known(netdev.mtu)).unwrap();
+        write!(text, "netdev {name}: {} {} mtu {}", netdev.operstate, known(carrier), known(netdev.mtu))
+            .unwrap();
         if let Some(kind) = &netdev.kind {
             write!(text, " {kind}").unwrap();
         }
@@ -100,7 +107,8 @@ fn port_lines(port: &RdmaPort) -> String {
             GidKind::RoceV1 => "v1",
             GidKind::Other(word) => word,
         });
-        writeln!(text, "    gid {} {} {} {}", row.index, row.gid, known(kind), known(row.netdev.as_ref())).unwrap();
+        writeln!(text, "    gid {} {} {} {}", row.index, row.gid, known(kind), known(row.netdev.as_ref()))
+            .unwrap();
     }
     text
 }

@@ -1,0 +1,157 @@
+//! One task under a launcher that isn't Slurm: its row of a plan that every task of the node
+//! computes alike. docs/decisions/005-mpirun-plans-alone.md says why it is done this way.
+
+use anyhow::{Context as _, bail};
+use roce_plan::{Export, Plan, Request, Site, Task, exports, plan};
+use roce_types::CpuSet;
+
+use crate::cli::{Distribution, NodeArgs, RankArgs, RoceArgs, SiteArgs};
+use crate::rank::{self, Rank};
+use crate::source::Source;
+use crate::{layout, request};
+
+/// What this task is to do.
+pub(crate) struct Step {
+    pub(crate) site: Site,
+    pub(crate) rank: Rank,
+    /// `SLURM_ROCE=off`: nothing.
+    pub(crate) planned: Option<Planned>,
+}
+
+/// A plan in which this task has a row.
+pub(crate) struct Planned {
+    pub(crate) request: Request,
+    /// Or why there is none.
+    pub(crate) plan: anyhow::Result<Plan>,
+}
+
+impl Step {
+    pub(crate) fn of(
+        command: &str,
+        rank: &RankArgs,
+        node: &NodeArgs,
+        site_arguments: &SiteArgs,
+        roce: &RoceArgs,
+    ) -> anyhow::Result<Self> {
+        let variable = |name: &str| std::env::var(name).ok();
+        let place = rank::find(rank, &variable)?;
+        let site = request::site(site_arguments)?;
+        // Options are judged before the node is looked at: what is wrong with them is wrong everywhere.
+        let unknown_facts = Source::unknown_facts_of(node);
+        let Some(request) = request::request(command, roce, site_arguments, &site, unknown_facts)? else {
+            return Ok(Self { site, rank: place, planned: None });
+        };
+        let planned = || {
+            let source = Source::read(node)?;
+            let tasks = tasks(&source, place, rank)?;
+            Ok(plan(&source.node, &request, &site, &tasks)?)
+        };
+        let planned = Some(Planned { plan: planned(), request });
+        Ok(Self { site, rank: place, planned })
+    }
+
+    /// The variables that this task is still to get: those of the plan, without the ones that the
+    /// user has set and the site doesn't overwrite.
+    pub(crate) fn exports(&self, plan: &Plan) -> Vec<Export> {
+        let mut exports = exports(plan, self.rank.local, &self.site);
+        exports.retain(|export| export.overwrite || std::env::var_os(export.name).is_none());
+        exports
+    }
+}
+
+/// The tasks of this node, as this one sees them.
+fn tasks(source: &Source, rank: Rank, arguments: &RankArgs) -> anyhow::Result<Vec<Task>> {
+    let node = &source.node;
+    let (own, permitted) = if source.is_live {
+        let own = roce_bind::affinity(0).context("can't read this process's CPU affinity")?;
+        let permitted = roce_bind::permitted_cpus().context("can't find out which CPUs are permitted")?;
+        (own.intersection(&node.cpus), permitted.intersection(&node.cpus))
+    } else {
+        (node.cpus.clone(), node.cpus.clone())
+    };
+    if own.is_empty() {
+        bail!("none of the CPUs of {} ({}) may be used by this process", source.name, node.cpus);
+    }
+    let gpus = match arguments.gpus_per_task {
+        Some(gpus) => layout::gpus(node, &source.name, rank.size, gpus)?,
+        None => vec![Vec::new(); rank.size as usize],
+    };
+    let per_task = arguments.cpus_per_task.map(|count| count as usize);
+    if own.len() < permitted.len() {
+        return bound(source, rank, &own, &permitted, per_task, gpus);
+    }
+    let shares =
+        layout::share(node, &source.cores, &permitted, rank.size as usize, per_task, Distribution::Spread);
+    match (shares, arguments.cpus_per_task) {
+        (Some(shares), _) => Ok(layout::tasks(shares, CpuSet::len, gpus)),
+        // More tasks than CPUs: whoever wants that shares them all.
+        (None, None) => Ok(layout::tasks(vec![permitted; rank.size as usize], |_| 1, gpus)),
+        (None, Some(count)) => bail!(
+            "--cpus-per-task={count} for {} tasks: {} has {} CPUs ({permitted}) for them",
+            rank.size,
+            source.name,
+            permitted.len()
+        ),
+    }
+}
+
+/// The launcher has bound this task, and where the others are is not known. They are taken to be
+/// where this one is, so that tasks near the same NICs take these in turn.
+fn bound(
+    source: &Source,
+    rank: Rank,
+    own: &CpuSet,
+    permitted: &CpuSet,
+    per_task: Option<usize>,
+    gpus: Vec<Vec<roce_types::PciAddress>>,
+) -> anyhow::Result<Vec<Task>> {
+    if let Some(count) = per_task.filter(|&count| count > own.len()) {
+        bail!(
+            "--cpus-per-task={count}: the launcher has bound this task to {} CPUs ({own}); bind it to more, or not at all",
+            own.len()
+        );
+    }
+    // How many such sets of CPUs there are, and how many tasks share one.
+    let sets = permitted.len() / own.len();
+    let sharing = (rank.size as usize).div_ceil(sets);
+    let needed = per_task.unwrap_or(own.len() / sharing);
+    let mut tasks = layout::tasks(vec![own.clone(); rank.size as usize], |_| needed, gpus);
+    let order: Vec<usize> =
+        layout::in_order(&source.node, &source.cores, permitted).iter().flat_map(CpuSet::iter).collect();
+    let before = order.iter().take_while(|&&cpu| !own.contains(cpu)).count();
+    let turn = turn(rank, before / own.len(), sets);
+    // The planner serves tasks in the order of the list.
+    let mine = tasks.remove(rank.local as usize);
+    tasks.insert(turn, mine);
+    Ok(tasks)
+}
+
+/// The how-manieth of the tasks with its CPUs this one is; `set` is which of the `sets` these are.
+///
+/// Launchers that bind several tasks to the same set deal them out in turn (Open MPI's socket,
+/// Hydra's numa), so task i is on set i mod sets. Otherwise neighbours are taken to be together.
+fn turn(rank: Rank, set: usize, sets: usize) -> usize {
+    let local = rank.local as usize;
+    let dealt = rank.size as usize > sets && local % sets == set;
+    if dealt { local / sets } else { local }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn turns(size: u32, sets: usize, set_of: impl Fn(usize) -> usize) -> Vec<usize> {
+        (0..size).map(|local| turn(Rank { local, size }, set_of(local as usize), sets)).collect()
+    }
+
+    #[test]
+    fn tasks_dealt_over_two_packages_count_by_twos() {
+        assert_eq!(turns(8, 2, |task| task % 2), [0, 0, 1, 1, 2, 2, 3, 3]);
+    }
+
+    #[test]
+    fn tasks_on_cpus_of_their_own_count_by_one() {
+        assert_eq!(turns(4, 64, |task| task), [0, 1, 2, 3]);
+        assert_eq!(turns(4, 4, |task| task), [0, 1, 2, 3]);
+    }
+}
