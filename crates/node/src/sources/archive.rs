@@ -22,6 +22,28 @@ const MAX_LINKS: usize = 40;
 /// Of all links together; real ones are walked in about fifteen steps each.
 const MAX_STEPS: usize = 10_000_000;
 
+/// Folders that other tools capture and no fact is read from. They are most of a tree.
+const NOT_READ: [&str; 18] = [
+    "LNXSYSTM:00",
+    "block",
+    "cache",
+    "counters",
+    "cpufreq",
+    "cpuidle",
+    "dmi",
+    "hugepages",
+    "hw_counters",
+    "infiniband_mad",
+    "infiniband_srp",
+    "infiniband_verbs",
+    "msi_irqs",
+    "pkeys",
+    "power",
+    "queues",
+    "statistics",
+    "thermal_throttle",
+];
+
 /// Unpacks the `sys` of the tree, and the facts that a capture keeps beside it. `path` is named in
 /// errors. The folder is removed when the result is dropped.
 pub(super) fn unpack(path: &Path, stream: impl Read) -> Result<TempDir, SourceError> {
@@ -43,6 +65,9 @@ pub(super) fn unpack(path: &Path, stream: impl Read) -> Result<TempDir, SourceEr
         let Some((above, inside)) = split(&plain) else { continue };
         if *top.get_or_insert_with(|| above.clone()) != above {
             return Err(bad(format!("more than one tree in it: {shown} is of a second one")));
+        }
+        if is_not_read(&inside) {
+            continue;
         }
         let target = folder.path().join(&inside);
         match entry.header().entry_type() {
@@ -121,6 +146,15 @@ fn split(path: &Path) -> Option<(PathBuf, PathBuf)> {
     let top = PathBuf::from(parts.next()?);
     let below = parts.as_path();
     wanted(below).then(|| (top, below.to_owned()))
+}
+
+/// Is no fact read from here? `memory10` below a NUMA node is a block of memory.
+fn is_not_read(path: &Path) -> bool {
+    path.iter().any(|part| {
+        let Some(part) = part.to_str() else { return true };
+        let block = part.strip_prefix("memory").is_some_and(|rest| rest.bytes().all(|b| b.is_ascii_digit()));
+        NOT_READ.contains(&part) || block
+    })
 }
 
 /// Does a link lead to a place within the tree, by way of whatever other links? A link to what
