@@ -8,12 +8,15 @@ use crate::cli::PlanArgs;
 use crate::show::list;
 use crate::source::Source;
 use crate::table::{BOLD, DIM, GOOD, Table, WARNING, cell, styled};
-use crate::{Usage, layout, picture, plan_json, print, request, survey};
+use crate::{Usage, layout, picture, plan_json, print, request, show, survey};
+
+/// Who asks, where no option does.
+const COMMAND: &str = "plan";
 
 pub(crate) fn run(arguments: &PlanArgs) -> anyhow::Result<()> {
     let site = request::site(&arguments.site)?;
     let unknown_facts = Source::unknown_facts_of(&arguments.node);
-    let request = request::request("plan", &arguments.roce, &arguments.site, &site, unknown_facts)?;
+    let request = request::request(COMMAND, &arguments.roce, &arguments.site, &site, unknown_facts)?;
     let Some(request) = request else {
         bail!("SLURM_ROCE=off: tasks would be left alone; unset it to see a plan");
     };
@@ -21,10 +24,12 @@ pub(crate) fn run(arguments: &PlanArgs) -> anyhow::Result<()> {
     let source = Source::read(&arguments.node)?;
     let tasks = tasks(&source, arguments, count)?;
     let plan = roce_plan::plan(&source.node, &request, &site, &tasks)?;
-    let planned = Planned { source: &source, tasks: &tasks, plan: &plan, asked: request.asked_by() };
+    // Without any option, who asks is this command: nothing to repeat.
+    let asked = if request.asked_by == [COMMAND] { String::new() } else { request.asked_by() };
+    let planned = Planned { source: &source, tasks: &tasks, plan: &plan, asked };
     if let Some(path) = &arguments.svg {
         let ports = survey::judged(&source.node, &request, &site, &plan);
-        picture::write(path, &picture::draw(&source.name, &source.node, &ports, Some(&planned)))?;
+        picture::write(path, &picture::draw(&source.name, &source.node, &ports, Some(&planned), None))?;
     }
     if arguments.json {
         return print(&plan_json::text(&planned)?);
@@ -38,6 +43,7 @@ pub(crate) struct Planned<'a> {
     /// In the order of the plan's tasks.
     pub(crate) tasks: &'a [Task],
     pub(crate) plan: &'a Plan,
+    /// The options; empty where there were none.
     pub(crate) asked: String,
 }
 
@@ -95,7 +101,8 @@ fn tasks(source: &Source, arguments: &PlanArgs, count: u32) -> anyhow::Result<Ve
 
 fn text(planned: &Planned<'_>) -> String {
     let Planned { source, tasks, plan, asked } = planned;
-    let mut out = styled(&format!("{} tasks on {}: {asked}\n", tasks.len(), source.name), BOLD);
+    let mut out = styled(&format!("{} on {}", show::count(tasks.len(), "task"), source.name), BOLD);
+    out += &if asked.is_empty() { "\n".to_owned() } else { format!(": {asked}\n") };
     out += &match &plan.class {
         Some(class) => format!("{}: {}\n", class_line(class), class.reason),
         None => "no traffic class: packets go out unmarked\n".to_owned(),

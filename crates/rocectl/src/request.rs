@@ -48,7 +48,7 @@ pub(crate) fn request(
     let request = options.request(site).map_err(|error| Usage(error.to_string()))?;
     Ok(request.map(|mut request| {
         if nothing_asked {
-            request.asked_by = vec![format!("rocectl {command}")];
+            request.asked_by = vec![command.to_owned()];
         }
         settle(&mut request, arguments, unknown_facts);
         request

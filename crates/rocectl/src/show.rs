@@ -15,9 +15,10 @@ pub(crate) fn run(arguments: &ShowArgs) -> anyhow::Result<()> {
     let mut request = Request { asked_by: vec!["rocectl show".to_owned()], ..Request::default() };
     request::settle(&mut request, &arguments.site, Source::unknown_facts_of(&arguments.node));
     let judged = survey::survey(&source.node, &request, &site);
+    let none = judged.as_ref().err().map(why_none);
     if let Some(path) = &arguments.svg {
         let ports = judged.as_deref().unwrap_or_default();
-        picture::write(path, &picture::draw(&source.name, &source.node, ports, None))?;
+        picture::write(path, &picture::draw(&source.name, &source.node, ports, None, none.as_deref()))?;
     }
     if arguments.json {
         return print(&show_json::text(&source.node, judged.as_deref().unwrap_or_default())?);
@@ -34,8 +35,7 @@ fn text(source: &Source, judged: &Result<Vec<Judged<'_>>, PlanError>, verbose: b
     out += "\n";
     match judged {
         Ok(judged) => out += &ports(node, judged, verbose),
-        Err(PlanError::NoRdma { why, .. }) => out += &format!("no RDMA port: {why}\n"),
-        Err(error) => out += &format!("{error}\n"),
+        Err(error) => out += &format!("{}\n", why_none(error)),
     }
     out += "\n";
     out += &numa_nodes(node, judged.as_deref().unwrap_or_default());
@@ -49,12 +49,21 @@ fn text(source: &Source, judged: &Result<Vec<Judged<'_>>, PlanError>, verbose: b
     if node.problems.is_empty() { out } else { out + "\n" }
 }
 
+/// Why there is no port at all.
+fn why_none(error: &PlanError) -> String {
+    match error {
+        PlanError::NoRdma { why, .. } => format!("no RDMA port: {why}"),
+        other => other.to_string(),
+    }
+}
+
+/// `1 CPU`, `2 CPUs`
+pub(crate) fn count(count: usize, what: &str) -> String {
+    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
+}
+
 /// `2 packages, 4 NUMA nodes, 128 CPUs, 8 GPUs, 10 RDMA ports, 8 of them usable`
 pub(crate) fn summary(node: &Node, judged: Option<&[Judged<'_>]>) -> String {
-    let count = |count: usize, what: &str| match count {
-        1 => format!("1 {what}"),
-        _ => format!("{count} {what}s"),
-    };
     let mut parts = Vec::new();
     if !node.packages.is_empty() {
         parts.push(count(node.packages.len(), "package"));
