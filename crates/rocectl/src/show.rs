@@ -74,7 +74,7 @@ pub(crate) fn summary(node: &Node, judged: Option<&[Judged<'_>]>) -> String {
         parts.push(count(node.gpus.len(), "GPU"));
     }
     parts.push(count(node.ports.len(), "RDMA port"));
-    if let Some(judged) = judged {
+    if let Some(judged) = judged.filter(|judged| !judged.is_empty()) {
         let usable = judged.iter().filter(|port| port.nic.is_ok()).count();
         parts.push(format!("{usable} usable"));
     }

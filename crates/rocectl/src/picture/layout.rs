@@ -95,7 +95,9 @@ fn cells(count: usize, width: i32) -> Cells {
         _ => 7,
     };
     let fitting = usize::try_from(width / step).unwrap_or(1).max(1);
-    let rows = count.div_ceil(fitting).max(1);
+    let fewest = count.div_ceil(fitting).max(1);
+    // Threads of a core are often half of the list apart: rows of equal length put them in line.
+    let rows = (fewest..fewest + 2).find(|rows| count.is_multiple_of(*rows)).unwrap_or(fewest);
     let height = if count == 0 { 0 } else { pixels(rows) * step };
     Cells { columns: count.div_ceil(rows).max(1), step, height }
 }
@@ -165,8 +167,17 @@ fn above_nics(view: &NumaView, groups: &[(i32, i32)], chip_width: i32, right: i3
 
 /// A box and where its parts are, from its own upper left corner.
 pub(crate) struct PackageLayout {
-    pub(crate) numa_nodes: Vec<(i32, i32)>,
+    pub(crate) numa_nodes: Vec<NumaPlace>,
     pub(crate) size: (i32, i32),
+}
+
+/// Where a NUMA node is in its package.
+pub(crate) struct NumaPlace {
+    pub(crate) x: i32,
+    pub(crate) y: i32,
+    /// As high as its row.
+    pub(crate) height: i32,
+    pub(crate) is_last_row: bool,
 }
 
 /// How wide a NUMA node must be for up to four of its groups in a row; the same for all, so that
@@ -192,11 +203,16 @@ pub(crate) fn package(view: &PackageView, numa_width: i32, scene: &Scene) -> Pac
     let heights: Vec<i32> = view.numa_nodes.iter().map(|n| numa(n, numa_width, scene).height).collect();
     let mut y = header;
     let mut numa_nodes = Vec::new();
-    for row in heights.chunks(columns) {
-        for column in 0..row.len() {
-            numa_nodes.push((border + pixels(column) * (numa_width + GAP), y));
-        }
-        y += row.iter().max().copied().unwrap_or(0) + GAP;
+    let rows = heights.len().div_ceil(columns);
+    for (i, row) in heights.chunks(columns).enumerate() {
+        let height = row.iter().max().copied().unwrap_or(0);
+        numa_nodes.extend((0..row.len()).map(|column| NumaPlace {
+            x: border + pixels(column) * (numa_width + GAP),
+            y,
+            height,
+            is_last_row: i + 1 == rows,
+        }));
+        y += height + GAP;
     }
     let columns = columns.min(view.numa_nodes.len());
     let width = 2 * border + pixels(columns) * (numa_width + GAP) - GAP;
@@ -228,5 +244,7 @@ mod tests {
     fn cpus_are_in_rows_of_equal_length() {
         let cells = cells(112, 760);
         assert_eq!((cells.columns, cells.height), (56, 26));
+        let cells = super::cells(128, 760);
+        assert_eq!((cells.columns, cells.height), (32, 52));
     }
 }

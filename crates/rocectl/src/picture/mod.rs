@@ -21,7 +21,7 @@ use crate::survey::Judged;
 /// Around everything.
 const MARGIN: i32 = 24;
 /// More tasks than this would be a tangle: their numbers on the cards say it all.
-const MOST_WIRED_TASKS: usize = 64;
+const MOST_WIRED_TASKS: usize = 24;
 /// More reasons than this are for `rocectl show`.
 const MOST_PROBLEMS: usize = 5;
 
@@ -75,10 +75,10 @@ struct Painter {
     boxes: Svg,
     wires: Svg,
     cards: Svg,
-    /// Where each task's lines begin.
-    chips: Vec<(usize, (i32, i32))>,
-    /// Where NICs are, with their tasks; the task's place among its own NICs is not known here.
-    nics: Vec<(Vec<usize>, (i32, i32))>,
+    /// Where tasks are.
+    chips: Vec<(usize, Rect)>,
+    /// Where NICs are, with their tasks.
+    nics: Vec<(Vec<usize>, Rect)>,
     rightmost: i32,
 }
 
@@ -113,16 +113,20 @@ impl Painter {
     ) {
         if let Some(title) = &package.title {
             self.boxes.rect(rect, 10, paint::PACKAGE, "");
-            self.cards.text(rect.x + GAP, rect.y + 21, paint::HEADING, title);
+            self.cards.text(rect.x + GAP, rect.y + 21, paint::TITLE_OF_BOX, title);
         }
-        for (numa, (x, y)) in package.numa_nodes.iter().zip(&layout.numa_nodes) {
-            self.numa(numa, rect.x + x, rect.y + y, numa_width, scene);
+        let spare = rect.height - layout.size.1;
+        for (numa, place) in package.numa_nodes.iter().zip(&layout.numa_nodes) {
+            let height = place.height + if place.is_last_row { spare } else { 0 };
+            let rect = Rect { x: rect.x + place.x, y: rect.y + place.y, width: numa_width, height };
+            self.numa(numa, rect, scene);
         }
     }
 
-    fn numa(&mut self, numa: &NumaView, x: i32, y: i32, width: i32, scene: &Scene) {
+    fn numa(&mut self, numa: &NumaView, rect: Rect, scene: &Scene) {
+        let Rect { x, y, width, .. } = rect;
         let layout = layout::numa(numa, width, scene);
-        self.boxes.rect(Rect { x, y, width, height: layout.height }, 8, paint::NUMA, "");
+        self.boxes.rect(rect, 8, paint::NUMA, "");
         let name = format!("NUMA {}", numa.id);
         self.cards.text(x + GAP, y + 20, paint::HEADING, &name);
         let cpus = match numa.cpus.len() {
@@ -165,7 +169,7 @@ impl Painter {
         let ink = Ink::new(11, text).bold().centred();
         let middle = rect.x + rect.width / 2;
         self.cards.text(middle, rect.y + 15, ink, &ink.fit(&label, rect.width));
-        self.chips.push((task, (middle, rect.y + rect.height)));
+        self.chips.push((task, rect));
     }
 
     fn group(&mut self, group: &Group, x: i32, y: i32, scene: &Scene) {
@@ -173,8 +177,8 @@ impl Painter {
         let (width, height) = layout.size;
         let paint = if group.is_switch { paint::SWITCH } else { paint::HOST_BRIDGE };
         self.boxes.rect(Rect { x, y, width, height }, 6, paint, "");
-        let label = paint::LABEL.fit(&group.label, width - 2 * layout::CARD_GAP);
-        self.cards.text(x + layout::CARD_GAP, y + height - 7, paint::LABEL, &label);
+        let label = paint::PLACE.fit(&group.label, width - 2 * layout::CARD_GAP);
+        self.cards.text(x + layout::CARD_GAP, y + height - 7, paint::PLACE, &label);
         for (nic, (dx, dy)) in group.nics.iter().zip(&layout.nics) {
             let rect = Rect { x: x + dx, y: y + dy, width: CARD_WIDTH, height: layout.nic_height };
             self.nic(nic, rect, scene);
@@ -210,7 +214,7 @@ impl Painter {
             self.cards.text(rect.x + 10, rect.y + y, ink, &text);
         }
         self.owners(&nic.tasks, rect, scene);
-        self.nics.push((nic.tasks.clone(), (rect.x + rect.width / 2, rect.y)));
+        self.nics.push((nic.tasks.clone(), rect));
     }
 
     /// The tasks that a card belongs to, as numbers in their colours along its lower edge.
@@ -223,7 +227,7 @@ impl Painter {
         let pill = 26;
         if pixels(tasks.len()) * pill > CARD_WIDTH - 46 || ranks().any(|rank| rank > 999) {
             let list: roce_types::CpuSet = ranks().collect();
-            let text = format!("tasks {list}");
+            let text = format!("{}: {list}", show::count(tasks.len(), "task"));
             self.cards.text(
                 card.x + 10,
                 y + 11,
@@ -254,7 +258,7 @@ impl Painter {
         let height = layout::PACKAGE_HEADER + flow.height + GAP;
         let frame = Paint { dashed: true, ..paint::PACKAGE };
         self.boxes.rect(Rect { x: MARGIN, y: top, width, height }, 10, frame, "");
-        self.cards.text(MARGIN + GAP, top + 21, paint::HEADING, "NUMA node not known");
+        self.cards.text(MARGIN + GAP, top + 21, paint::TITLE_OF_BOX, "NUMA node not known");
         for (group, (x, y)) in scene.homeless.iter().zip(flow.places) {
             self.group(group, MARGIN + GAP + x, top + layout::PACKAGE_HEADER + y, scene);
         }
@@ -274,7 +278,11 @@ impl Painter {
         if !node.gpus.is_empty() {
             entries.push((paint::GPU, "GPU"));
         }
-        entries.push((paint::CPU, if scene.tasks.is_empty() { "CPU" } else { "CPU without a task" }));
+        if scene.tasks.is_empty() {
+            entries.push((paint::CPU, "CPU"));
+        } else if node.cpus.iter().any(|cpu| !scene.tasks.iter().any(|task| task.cpus.contains(cpu))) {
+            entries.push((paint::CPU, "CPU without a task"));
+        }
         if scene.tasks.iter().enumerate().any(|(i, task)| {
             scene.tasks[i + 1..].iter().any(|other| !other.cpus.intersection(&task.cpus).is_empty())
         }) {
@@ -306,7 +314,7 @@ impl Painter {
         if self.chips.len() <= MOST_WIRED_TASKS {
             for (task, from) in &self.chips {
                 for (_, to) in self.nics.iter().filter(|(tasks, _)| tasks.contains(task)) {
-                    self.wires.curve(*from, *to, paint::task(*task).0, "2.5");
+                    self.wires.join(*from, *to, paint::task(*task).0);
                 }
             }
         }

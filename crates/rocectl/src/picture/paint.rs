@@ -5,9 +5,12 @@ use super::svg::{Ink, Paint};
 
 pub(crate) const TITLE: Ink = Ink::new(20, "#1b2530").bold();
 pub(crate) const SUBTITLE: Ink = Ink::new(13, "#46535f");
-pub(crate) const HEADING: Ink = Ink::new(14, "#1b2530").bold();
-pub(crate) const NOTE: Ink = Ink::new(12, "#46535f");
+pub(crate) const TITLE_OF_BOX: Ink = Ink::new(14, "#1b2530").bold();
+pub(crate) const HEADING: Ink = TITLE_OF_BOX.seamed();
+pub(crate) const NOTE: Ink = Ink::new(12, "#46535f").seamed();
 pub(crate) const LABEL: Ink = Ink::new(10, "#5b6875");
+/// A group's name.
+pub(crate) const PLACE: Ink = LABEL.seamed();
 pub(crate) const NAME: Ink = Ink::new(13, "#1b2530").bold();
 pub(crate) const FACT: Ink = Ink::new(11, "#35424e");
 pub(crate) const REASON: Ink = Ink::new(11, "#a33b00");

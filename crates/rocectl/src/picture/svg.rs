@@ -22,6 +22,23 @@ pub(crate) struct Rect {
     pub(crate) height: i32,
 }
 
+impl Rect {
+    /// The middle of the upper edge.
+    fn upper(self) -> (i32, i32) {
+        (self.x + self.width / 2, self.y)
+    }
+
+    /// The middle of the lower edge.
+    fn lower(self) -> (i32, i32) {
+        (self.x + self.width / 2, self.y + self.height)
+    }
+
+    /// The middle of the right or left edge.
+    fn side(self, right: bool) -> (i32, i32) {
+        (if right { self.x + self.width } else { self.x }, self.y + self.height / 2)
+    }
+}
+
 /// How a text looks.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Ink {
@@ -31,15 +48,21 @@ pub(crate) struct Ink {
     pub(crate) colour: &'static str,
     /// Centred on its x instead of beginning there.
     pub(crate) centred: bool,
+    /// With a white seam, so that it reads where a line passes behind it.
+    pub(crate) seamed: bool,
 }
 
 impl Ink {
     pub(crate) const fn new(size: i32, colour: &'static str) -> Self {
-        Self { size, bold: false, colour, centred: false }
+        Self { size, bold: false, colour, centred: false, seamed: false }
     }
 
     pub(crate) const fn bold(self) -> Self {
         Self { bold: true, ..self }
+    }
+
+    pub(crate) const fn seamed(self) -> Self {
+        Self { seamed: true, ..self }
     }
 
     pub(crate) const fn centred(self) -> Self {
@@ -72,9 +95,8 @@ impl Ink {
         if self.width(text) <= width {
             return vec![text.to_owned()];
         }
-        let spaces = text.match_indices(' ').map(|(at, _)| at);
-        let fitting = spaces.filter(|&at| self.width(&text[..at]) <= width).last();
-        match fitting {
+        let mut spaces = text.rmatch_indices(' ').map(|(at, _)| at);
+        match spaces.find(|&at| self.width(&text[..at]) <= width) {
             Some(at) => vec![text[..at].to_owned(), self.fit(&text[at + 1..], width)],
             None => vec![self.fit(text, width)],
         }
@@ -112,35 +134,45 @@ impl Svg {
     /// `y` is the base line.
     pub(crate) fn text(&mut self, x: i32, y: i32, ink: Ink, text: &str) {
         let weight = if ink.bold { " font-weight=\"700\"" } else { "" };
+        let seam = if ink.seamed {
+            " paint-order=\"stroke\" stroke=\"#fff\" stroke-width=\"4\" stroke-linejoin=\"round\""
+        } else {
+            ""
+        };
         let anchor = if ink.centred { " text-anchor=\"middle\"" } else { "" };
         self.push(&format!(
-            "<text x=\"{x}\" y=\"{y}\" font-size=\"{}\"{weight}{anchor} fill=\"{}\">{}</text>\n",
+            "<text x=\"{x}\" y=\"{y}\" font-size=\"{}\"{weight}{anchor}{seam} fill=\"{}\">{}</text>\n",
             ink.size,
             ink.colour,
             escaped(text)
         ));
     }
 
-    /// A curve that leaves and arrives vertically, with a white seam so that crossings read.
-    pub(crate) fn curve(&mut self, from: (i32, i32), to: (i32, i32), colour: &str, width: &str) {
-        let bend = (to.1 - from.1).abs().max(40) / 2;
+    /// A curve from one box to another, with a white seam so that crossings read: down from the
+    /// lower edge to the upper one where the other box is further down, else from side to side.
+    pub(crate) fn join(&mut self, from: Rect, to: Rect, colour: &str) {
+        let (start, end, first, second) = if to.y >= from.y + from.height {
+            let (start, end) = (from.lower(), to.upper());
+            let bend = (end.1 - start.1).max(40) / 2;
+            (start, end, (start.0, start.1 + bend), (end.0, end.1 - bend))
+        } else if from.x + from.width < to.x || to.x + to.width < from.x {
+            let rightwards = from.x < to.x;
+            let (start, end) = (from.side(rightwards), to.side(!rightwards));
+            let bend = (end.0 - start.0) / 2;
+            (start, end, (start.0 + bend, start.1), (end.0 - bend, end.1))
+        } else {
+            let (start, end) = (from.upper(), to.lower());
+            let bend = (start.1 - end.1).max(40) / 2;
+            (start, end, (start.0, start.1 - bend), (end.0, end.1 + bend))
+        };
         let path = format!(
             "M{} {}C{} {} {} {} {} {}",
-            from.0,
-            from.1,
-            from.0,
-            from.1 + bend,
-            to.0,
-            to.1 - bend,
-            to.0,
-            to.1
+            start.0, start.1, first.0, first.1, second.0, second.1, end.0, end.1
         );
         self.push(&format!(
             "<path d=\"{path}\" fill=\"none\" stroke=\"#fff\" stroke-width=\"5\" opacity=\"0.7\"/>\n"
         ));
-        self.push(&format!(
-            "<path d=\"{path}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"{width}\"/>\n"
-        ));
+        self.push(&format!("<path d=\"{path}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"2.5\"/>\n"));
     }
 
     /// Puts another picture's marks on top.
