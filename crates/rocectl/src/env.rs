@@ -3,15 +3,15 @@
 use std::collections::BTreeMap;
 
 use crate::cli::{EnvArgs, Format};
-use crate::print;
 use crate::step::Step;
+use crate::{in_full, print};
 
 pub(crate) fn run(arguments: &EnvArgs) -> anyhow::Result<()> {
     let step = Step::of("env", &arguments.rank, &arguments.node, &arguments.site, &arguments.roce)?;
     let exports = match &step.planned {
         Some(planned) => match &planned.plan {
             Ok(plan) => step.exports(plan),
-            Err(error) => anyhow::bail!("{error:#}"),
+            Err(error) => anyhow::bail!(in_full(error)),
         },
         None => Vec::new(),
     };

@@ -10,8 +10,8 @@ use roce_bind::MemoryMode;
 use roce_plan::{Memlock, MemoryPolicy, OnFailure, Plan, TaskPlan};
 
 use crate::cli::ExecArgs;
-use crate::complain;
 use crate::step::Step;
+use crate::{complain, in_full};
 
 /// The command could not be started.
 #[derive(Debug)]
@@ -38,7 +38,7 @@ pub(crate) fn run(arguments: &ExecArgs) -> anyhow::Result<()> {
         let verbose = arguments.verbose || planned.request.verbose;
         let applied = match &planned.plan {
             Ok(plan) => apply(&step, plan, verbose).map(|()| Some(plan)),
-            Err(error) => Err(anyhow::anyhow!("{error:#}")),
+            Err(error) => Err(anyhow::anyhow!(in_full(error))),
         };
         match applied {
             Ok(Some(plan)) => {
@@ -46,7 +46,10 @@ pub(crate) fn run(arguments: &ExecArgs) -> anyhow::Result<()> {
             }
             Ok(None) => {}
             Err(error) if step.site.policy.on_failure == OnFailure::Warn => {
-                complain("warning: ", &format!("{error:#}; running {} untouched", program.display()));
+                complain(
+                    "warning: ",
+                    &format!("{}; running {} untouched", in_full(&error), program.display()),
+                );
             }
             Err(error) => return Err(error),
         }

@@ -22,41 +22,67 @@ pub(crate) fn in_order(node: &Node, cores: &[CpuSet], cpus: &CpuSet) -> Vec<CpuS
     known
 }
 
-/// The CPUs of each of `tasks` tasks: `per_task`, or an even share. `None` where there are too few.
+/// The CPUs of as many tasks as there are `homes`: `per_task`, or an even share. `None` where there
+/// are too few.
+///
+/// A home is the NUMA node of a task's GPUs. Where all tasks have one, and CPUs enough for them are
+/// there, they stay at home; on other nodes than their GPUs they would be far from their NICs too.
 pub(crate) fn share(
     node: &Node,
     cores: &[CpuSet],
     cpus: &CpuSet,
-    tasks: usize,
+    homes: &[Option<u32>],
     per_task: Option<usize>,
     distribution: Distribution,
 ) -> Option<Vec<CpuSet>> {
-    let cores = in_order(node, cores, cpus);
+    let tasks = homes.len();
     let total = cpus.len();
     if tasks == 0 || per_task.unwrap_or(1).checked_mul(tasks)? > total {
         return None;
     }
-    let flat = || cores.iter().flat_map(CpuSet::iter).collect::<Vec<_>>();
+    let flat = || in_order(node, cores, cpus).iter().flat_map(CpuSet::iter).collect::<Vec<_>>();
+    let count = per_task.unwrap_or(total / tasks);
     match distribution {
-        Distribution::Spread => {
-            // Whole cores, unless that leaves a task with too few CPUs.
-            let whole = cut(&cores, tasks);
-            let whole: Vec<Vec<usize>> =
-                whole.iter().map(|cores| cores.iter().flat_map(CpuSet::iter).collect()).collect();
-            let enough = whole.iter().all(|cpus| cpus.len() >= per_task.unwrap_or(1));
-            let cut =
-                if enough { whole } else { cut(&flat(), tasks).into_iter().map(<[_]>::to_vec).collect() };
-            Some(cut.into_iter().map(|cpus| first(&cpus, per_task.unwrap_or(cpus.len()))).collect())
-        }
+        Distribution::Spread => at_home(node, cores, cpus, homes, per_task)
+            .or_else(|| spread(&in_order(node, cores, cpus), tasks, per_task)),
         Distribution::Block => {
-            let count = per_task.unwrap_or(total / tasks);
             Some(flat().chunks(count).take(tasks).map(|cpus| first(cpus, count)).collect())
         }
-        Distribution::Cyclic => {
-            let count = per_task.unwrap_or(total / tasks);
-            Some(cyclic(node, &flat(), tasks, count))
+        Distribution::Cyclic => Some(cyclic(node, &flat(), tasks, count)),
+    }
+}
+
+/// Each NUMA node divided among the tasks at home there.
+fn at_home(
+    node: &Node,
+    cores: &[CpuSet],
+    cpus: &CpuSet,
+    homes: &[Option<u32>],
+    per_task: Option<usize>,
+) -> Option<Vec<CpuSet>> {
+    let mut shares = vec![CpuSet::new(); homes.len()];
+    for numa in &node.numa_nodes {
+        let here: Vec<usize> = (0..homes.len()).filter(|&task| homes[task] == Some(numa.id)).collect();
+        let order = in_order(node, cores, &numa.cpus.intersection(cpus));
+        for (task, share) in here.iter().zip(spread(&order, here.len(), per_task)?) {
+            shares[*task] = share;
         }
     }
+    if shares.iter().any(CpuSet::is_empty) { None } else { Some(shares) }
+}
+
+/// Even shares of the cores, whole ones unless that leaves a task with too few CPUs.
+fn spread(cores: &[CpuSet], tasks: usize, per_task: Option<usize>) -> Option<Vec<CpuSet>> {
+    let flat: Vec<usize> = cores.iter().flat_map(CpuSet::iter).collect();
+    let least = per_task.unwrap_or(1);
+    if least * tasks > flat.len() {
+        return None;
+    }
+    let whole = cut(cores, tasks).into_iter().map(|cores| cores.iter().flat_map(CpuSet::iter).collect());
+    let whole: Vec<Vec<usize>> = whole.collect();
+    let enough = whole.iter().all(|cpus| cpus.len() >= least);
+    let shares = if enough { whole } else { cut(&flat, tasks).into_iter().map(<[_]>::to_vec).collect() };
+    Some(shares.into_iter().map(|cpus| first(&cpus, per_task.unwrap_or(cpus.len()))).collect())
 }
 
 /// Even pieces in order.
@@ -96,6 +122,17 @@ fn cyclic(node: &Node, cpus: &[usize], tasks: usize, count: usize) -> Vec<CpuSet
         rest
     };
     (0..tasks).map(|_| next()).collect()
+}
+
+/// The NUMA node of each task's GPUs, where they are all on one.
+pub(crate) fn homes(node: &Node, gpus: &[Vec<PciAddress>]) -> Vec<Option<u32>> {
+    let home = |own: &Vec<PciAddress>| {
+        let mut nodes =
+            node.gpus.iter().filter(|gpu| own.contains(&gpu.pci.address)).map(|gpu| gpu.numa_node);
+        let first = nodes.next()??;
+        nodes.all(|other| other == Some(first)).then_some(first)
+    };
+    gpus.iter().map(home).collect()
 }
 
 /// The GPUs of each task, in index order.
@@ -152,7 +189,7 @@ mod tests {
 
     fn shares(tasks: usize, per_task: Option<usize>, distribution: Distribution) -> Vec<String> {
         let (node, cores) = two_packages();
-        let shares = share(&node, &cores, &node.cpus, tasks, per_task, distribution).unwrap();
+        let shares = share(&node, &cores, &node.cpus, &vec![None; tasks], per_task, distribution).unwrap();
         shares.iter().map(ToString::to_string).collect()
     }
 
@@ -189,10 +226,24 @@ mod tests {
     }
 
     #[test]
+    fn tasks_with_gpus_stay_on_the_numa_node_of_these_while_there_is_room() {
+        let (node, cores) = two_packages();
+        let shares = |homes: &[Option<u32>], per_task| {
+            let shares = share(&node, &cores, &node.cpus, homes, per_task, Distribution::Spread).unwrap();
+            shares.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(shares(&[Some(1), Some(1)], None), ["4-5,12-13", "6-7,14-15"]);
+        assert_eq!(shares(&[Some(1), Some(0)], Some(2)), ["4,12", "0,8"]);
+        assert_eq!(shares(&[Some(1), Some(1)], Some(5)), ["0-2,8-9", "4-6,12-13"]);
+        assert_eq!(shares(&[Some(1), None], None), ["0-3,8-11", "4-7,12-15"]);
+    }
+
+    #[test]
     fn too_few_cpus_are_no_share() {
         let (node, cores) = two_packages();
         for (tasks, per_task) in [(17, None), (2, Some(9)), (0, None), (2, Some(usize::MAX))] {
-            assert_eq!(share(&node, &cores, &node.cpus, tasks, per_task, Distribution::Spread), None);
+            let homes = vec![None; tasks];
+            assert_eq!(share(&node, &cores, &node.cpus, &homes, per_task, Distribution::Spread), None);
         }
     }
 }

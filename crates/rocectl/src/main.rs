@@ -62,8 +62,7 @@ fn main() -> ExitCode {
     {
         return ExitCode::SUCCESS;
     }
-    // One line, whatever the parts hold.
-    complain("", &format!("{error:#}"));
+    complain("", &in_full(&error));
     if error.is::<Usage>() {
         return ExitCode::from(2);
     }
@@ -74,6 +73,19 @@ fn main() -> ExitCode {
         Some(_) => ExitCode::from(COMMAND_NOT_EXECUTABLE),
         None => ExitCode::FAILURE,
     }
+}
+
+/// The error with its causes. Some say their cause themselves; it is not said again.
+pub(crate) fn in_full(error: &anyhow::Error) -> String {
+    let mut full = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if full.is_empty() {
+            full = cause;
+        } else if !full.ends_with(&cause) {
+            full += &format!(": {cause}");
+        }
+    }
+    full
 }
 
 /// One line on stderr. What is not written there can't be told anywhere else, so failure is let be.

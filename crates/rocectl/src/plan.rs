@@ -64,7 +64,8 @@ fn count(arguments: &PlanArgs) -> anyhow::Result<u32> {
     match arguments.tasks {
         Some(0) => bail!(Usage("--tasks=0: allowed is 1 or more".to_owned())),
         Some(tasks) if masks > 0 && tasks != masks => {
-            bail!(Usage(format!("--tasks={tasks}: there are {masks} masks; give --mask once for each task")))
+            let masks = show::count(arguments.mask.len(), "mask");
+            bail!(Usage(format!("--tasks={tasks}: {masks} given; give --mask once for each task")))
         }
         Some(tasks) => Ok(tasks),
         None => Ok(masks),
@@ -90,8 +91,8 @@ fn tasks(source: &Source, arguments: &PlanArgs, count: u32) -> anyhow::Result<Ve
     if per_task == Some(0) {
         bail!(Usage("--cpus-per-task=0: allowed is 1 or more".to_owned()));
     }
-    let shares =
-        layout::share(node, &source.cores, &node.cpus, count as usize, per_task, arguments.distribution);
+    let homes = layout::homes(node, &gpus);
+    let shares = layout::share(node, &source.cores, &node.cpus, &homes, per_task, arguments.distribution);
     let Some(shares) = shares else {
         let each = per_task.map_or_else(String::new, |cpus| format!(" --cpus-per-task={cpus}"));
         bail!("--tasks={count}{each}: {name} has {} CPUs ({})", node.cpus.len(), node.cpus);

@@ -91,7 +91,7 @@ pub(crate) fn list<T: ToString>(items: impl IntoIterator<Item = T>) -> String {
 
 fn ports(node: &Node, judged: &[Judged<'_>], verbose: bool) -> String {
     let mut table = Table::new(&[
-        "", "PORT", "NETDEV", "STATE", "GBIT/S", "NUMA", "PCI", "RAIL", "GID", "PFC", "TRUST", "",
+        "", "PORT", "NETDEV", "STATE", "GBIT/S", "NUMA", "PCI", "RAIL", "GID", "PFC", "TRUST", "NOTE",
     ]);
     for judged in judged {
         table.row(port_row(judged));

@@ -80,8 +80,8 @@ fn tasks(source: &Source, rank: Rank, arguments: &RankArgs) -> anyhow::Result<Ve
     if own.len() < permitted.len() {
         return bound(source, rank, &own, &permitted, per_task, gpus);
     }
-    let shares =
-        layout::share(node, &source.cores, &permitted, rank.size as usize, per_task, Distribution::Spread);
+    let homes = layout::homes(node, &gpus);
+    let shares = layout::share(node, &source.cores, &permitted, &homes, per_task, Distribution::Spread);
     match (shares, arguments.cpus_per_task) {
         (Some(shares), _) => Ok(layout::tasks(shares, CpuSet::len, gpus)),
         // More tasks than CPUs: whoever wants that shares them all.
