@@ -142,14 +142,14 @@ pub(crate) struct PlanArgs {
     pub(crate) node: NodeArgs,
     #[command(flatten)]
     pub(crate) site: SiteArgs,
-    #[command(flatten)]
-    pub(crate) roce: RoceArgs,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
     /// Draw a picture of the node with the tasks and their NICs
     #[arg(long, value_name = "FILE")]
     pub(crate) svg: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) roce: RoceArgs,
 }
 
 /// How tasks get CPUs where Slurm isn't there to give them.
@@ -211,14 +211,14 @@ pub(crate) struct ExecArgs {
     pub(crate) node: NodeArgs,
     #[command(flatten)]
     pub(crate) site: SiteArgs,
-    #[command(flatten)]
-    pub(crate) roce: RoceArgs,
     /// Say on stderr what this task gets
     #[arg(long, short)]
     pub(crate) verbose: bool,
     /// The command and its arguments
     #[arg(required = true, last = true, value_name = "CMD")]
     pub(crate) command: Vec<OsString>,
+    #[command(flatten)]
+    pub(crate) roce: RoceArgs,
 }
 
 #[derive(Debug, Args)]

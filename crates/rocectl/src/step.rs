@@ -3,7 +3,7 @@
 
 use anyhow::{Context as _, bail};
 use roce_plan::{Export, Plan, Request, Site, Task, exports, plan};
-use roce_types::CpuSet;
+use roce_types::{CpuSet, PciAddress};
 
 use crate::cli::{Distribution, NodeArgs, RankArgs, RoceArgs, SiteArgs};
 use crate::rank::{self, Rank};
@@ -69,23 +69,36 @@ fn tasks(source: &Source, rank: Rank, arguments: &RankArgs) -> anyhow::Result<Ve
     } else {
         (node.cpus.clone(), node.cpus.clone())
     };
-    if own.is_empty() {
-        bail!("none of the CPUs of {} ({}) may be used by this process", source.name, node.cpus);
-    }
     let gpus = match arguments.gpus_per_task {
         Some(gpus) => layout::gpus(node, &source.name, rank.size, gpus)?,
         None => vec![Vec::new(); rank.size as usize],
     };
-    let per_task = arguments.cpus_per_task.map(|count| count as usize);
+    tasks_at(source, rank, &own, &permitted, arguments.cpus_per_task, gpus)
+}
+
+/// The same for a process that may run on its `own` CPUs of those that are `permitted` here at all.
+fn tasks_at(
+    source: &Source,
+    rank: Rank,
+    own: &CpuSet,
+    permitted: &CpuSet,
+    per_task: Option<u32>,
+    gpus: Vec<Vec<PciAddress>>,
+) -> anyhow::Result<Vec<Task>> {
+    let node = &source.node;
+    if own.is_empty() {
+        bail!("none of the CPUs of {} ({}) may be used by this process", source.name, node.cpus);
+    }
+    let wanted = per_task.map(|count| count as usize);
     if own.len() < permitted.len() {
-        return bound(source, rank, &own, &permitted, per_task, gpus);
+        return bound(source, rank, own, permitted, wanted, gpus);
     }
     let homes = layout::homes(node, &gpus);
-    let shares = layout::share(node, &source.cores, &permitted, &homes, per_task, Distribution::Spread);
-    match (shares, arguments.cpus_per_task) {
+    let shares = layout::share(node, &source.cores, permitted, &homes, wanted, Distribution::Spread);
+    match (shares, per_task) {
         (Some(shares), _) => Ok(layout::tasks(shares, CpuSet::len, gpus)),
         // More tasks than CPUs: whoever wants that shares them all.
-        (None, None) => Ok(layout::tasks(vec![permitted; rank.size as usize], |_| 1, gpus)),
+        (None, None) => Ok(layout::tasks(vec![permitted.clone(); rank.size as usize], |_| 1, gpus)),
         (None, Some(count)) => bail!(
             "--cpus-per-task={count} for {} tasks: {} has {} CPUs ({permitted}) for them",
             rank.size,
@@ -103,7 +116,7 @@ fn bound(
     own: &CpuSet,
     permitted: &CpuSet,
     per_task: Option<usize>,
-    gpus: Vec<Vec<roce_types::PciAddress>>,
+    gpus: Vec<Vec<PciAddress>>,
 ) -> anyhow::Result<Vec<Task>> {
     if let Some(count) = per_task.filter(|&count| count > own.len()) {
         bail!(
@@ -138,20 +151,78 @@ fn turn(rank: Rank, set: usize, sets: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::LazyLock;
+
     use super::*;
 
-    fn turns(size: u32, sets: usize, set_of: impl Fn(usize) -> usize) -> Vec<usize> {
-        (0..size).map(|local| turn(Rank { local, size }, set_of(local as usize), sets)).collect()
+    /// A node of two packages with 56 cores and 4 NICs each.
+    static DGX: LazyLock<Source> = LazyLock::new(|| {
+        let folder = tempfile::tempdir().unwrap();
+        roce_machines::named("dgx_h100").unwrap().build(folder.path()).unwrap();
+        let arguments = NodeArgs { topology: Some(folder.path().to_owned()), sysfs: None };
+        Source::read(&arguments).unwrap()
+    });
+
+    /// How many of the ranks get each NIC if every one plans for itself from its own mask.
+    fn load(source: &Source, masks: &[CpuSet]) -> BTreeMap<String, usize> {
+        let size = u32::try_from(masks.len()).unwrap();
+        let mut load = BTreeMap::new();
+        for (local, own) in (0..).zip(masks) {
+            let gpus = vec![Vec::new(); masks.len()];
+            let tasks = tasks_at(source, Rank { local, size }, own, &source.node.cpus, None, gpus).unwrap();
+            let plan = plan(&source.node, &Request::default(), &Site::default(), &tasks).unwrap();
+            let row = plan.task(local).unwrap();
+            assert!(row.cpus.is_subset(own), "never outside of what the launcher gave");
+            let nic = &row.nics[0];
+            let near = source.node.numa_nodes_of(own);
+            assert!(near.contains(&nic.numa_node.unwrap()), "rank {local} on {own} got {nic}");
+            *load.entry(nic.port.to_string()).or_default() += 1;
+        }
+        load
+    }
+
+    fn each_its_own(load: &BTreeMap<String, usize>) -> bool {
+        load.values().all(|&ranks| ranks == 1)
+    }
+
+    #[test]
+    fn ranks_that_plan_alone_share_no_nic_however_usual_launchers_bind_them() {
+        let source = &*DGX;
+        let node = &source.node;
+        let package = |id: usize| node.packages[id].cpus.clone();
+        let cores = layout::in_order(node, &source.cores, &node.cpus);
+        let unbound = vec![node.cpus.clone(); 8];
+        assert!(each_its_own(&load(source, &unbound)), "unbound");
+        let dealt: Vec<_> = (0..8).map(|rank| package(rank % 2)).collect();
+        assert!(each_its_own(&load(source, &dealt)), "dealt over the packages");
+        assert!(each_its_own(&load(source, &cores[..4])), "a core each, one behind the other");
+        let shares = layout::share(node, &source.cores, &node.cpus, &[None; 8], None, Distribution::Spread);
+        assert!(each_its_own(&load(source, &shares.unwrap())), "an even share each");
+    }
+
+    #[test]
+    fn ranks_packed_onto_packages_share_a_nic_by_two_at_most() {
+        let source = &*DGX;
+        let packed: Vec<_> = (0..8).map(|rank| source.node.packages[rank / 4].cpus.clone()).collect();
+        assert!(load(source, &packed).values().all(|&ranks| ranks <= 2));
     }
 
     #[test]
     fn tasks_dealt_over_two_packages_count_by_twos() {
-        assert_eq!(turns(8, 2, |task| task % 2), [0, 0, 1, 1, 2, 2, 3, 3]);
+        let turn = |local| turn(Rank { local, size: 8 }, local as usize % 2, 2);
+        assert_eq!((0..8).map(turn).collect::<Vec<_>>(), [0, 0, 1, 1, 2, 2, 3, 3]);
     }
 
     #[test]
-    fn tasks_on_cpus_of_their_own_count_by_one() {
-        assert_eq!(turns(4, 64, |task| task), [0, 1, 2, 3]);
-        assert_eq!(turns(4, 4, |task| task), [0, 1, 2, 3]);
+    fn a_bound_task_that_needs_more_is_told_so() {
+        let source = &*DGX;
+        let own = "0-3".parse().unwrap();
+        let rank = Rank { local: 0, size: 2 };
+        let gpus = vec![Vec::new(); 2];
+        let error = tasks_at(source, rank, &own, &source.node.cpus, Some(8), gpus.clone()).unwrap_err();
+        insta::assert_snapshot!(error, @"--cpus-per-task=8: the launcher has bound this task to 4 CPUs (0-3); bind it to more, or not at all");
+        let error = tasks_at(source, rank, &CpuSet::new(), &source.node.cpus, None, gpus).unwrap_err();
+        assert!(error.to_string().starts_with("none of the CPUs of "), "{error}");
     }
 }

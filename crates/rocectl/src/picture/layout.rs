@@ -22,6 +22,8 @@ pub(crate) const CHIP_HEIGHT: i32 = 22;
 const CHIP_GAP: i32 = 6;
 /// Where the lines from tasks to NICs run.
 const WIRES: i32 = 46;
+/// More tasks than this would be a tangle: their numbers on the cards say it all.
+pub(crate) const MOST_WIRED_TASKS: usize = 24;
 /// The narrowest NUMA node.
 const NUMA_WIDTH: i32 = 2 * (CARD_WIDTH + 2 * CARD_GAP) + GAP;
 /// Room for a page on a screen.
@@ -128,7 +130,8 @@ pub(crate) fn numa(view: &NumaView, width: i32, scene: &Scene) -> NumaLayout {
     y += flown.height;
     if with_tasks {
         // In a row of NUMA nodes some may have no task; their NICs can still get lines.
-        y += if view.groups.is_empty() { GAP } else { WIRES };
+        let wired = !view.groups.is_empty() && scene.tasks.len() <= MOST_WIRED_TASKS;
+        y += if wired { WIRES } else { GAP };
     }
     let sizes: Vec<(i32, i32)> = view.groups.iter().map(|g| group(g, with_tasks).size).collect();
     let groups = flow(&sizes, inner, GAP);

@@ -11,7 +11,7 @@ use std::path::Path;
 use anyhow::Context as _;
 use roce_node::Node;
 
-use self::layout::{CARD_WIDTH, CHIP_HEIGHT, GAP, pixels};
+use self::layout::{CARD_WIDTH, CHIP_HEIGHT, GAP, MOST_WIRED_TASKS, pixels};
 use self::scene::{Group, NumaView, PackageView, Scene};
 use self::svg::{Ink, Paint, Rect, Svg};
 use crate::plan::{Planned, class_line};
@@ -20,8 +20,6 @@ use crate::survey::Judged;
 
 /// Around everything.
 const MARGIN: i32 = 24;
-/// More tasks than this would be a tangle: their numbers on the cards say it all.
-const MOST_WIRED_TASKS: usize = 24;
 /// More reasons than this are for `rocectl show`.
 const MOST_PROBLEMS: usize = 5;
 
