@@ -6,7 +6,7 @@
 //!
 //! ```
 //! let machine = roce_machines::named("soft_roce_laptop").unwrap();
-//! let folder = tempfile::tempdir()?;
+//! let folder = roce_machines::scratch()?;
 //! machine.build(folder.path())?;
 //! let parent = folder.path().join("sys/class/infiniband/rxe0/parent");
 //! assert_eq!(std::fs::read_to_string(parent)?, "enp0s4\n");
@@ -20,8 +20,10 @@ mod interfaces;
 mod machine;
 mod pci;
 mod rdma;
+mod scratch;
 mod shipped;
 mod sysfs;
 
 pub use machine::{Gid, Gpu, Host, Interface, Machine, MachineError, Nic, Numa, Port, Qos, Soft};
+pub use scratch::scratch;
 pub use shipped::{Shipped, all, named};

@@ -78,7 +78,7 @@ mod tests {
         assert_eq!(files, ALL.iter().map(|shipped| shipped.name).collect::<Vec<_>>());
         for shipped in ALL {
             let machine = shipped.machine().unwrap_or_else(|error| panic!("{}: {error}", shipped.name));
-            let folder = tempfile::tempdir().unwrap();
+            let folder = crate::scratch().unwrap();
             machine.build(folder.path()).unwrap_or_else(|error| panic!("{}: {error}", shipped.name));
         }
     }

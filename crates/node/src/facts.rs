@@ -140,6 +140,16 @@ impl QosFacts {
     }
 }
 
+/// Reads a text as the whole file.
+#[cfg(feature = "sources")]
+pub(crate) fn read_values(text: &str) {
+    if let Ok(facts) = Facts::parse(text) {
+        for qos in facts.qos.values() {
+            drop(qos.to_qos());
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

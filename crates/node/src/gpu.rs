@@ -66,3 +66,12 @@ fn drivers(vendor: GpuVendor) -> &'static [&'static str] {
         GpuVendor::Intel => &["i915", "xe"],
     }
 }
+
+/// Reads a text as each of the values above.
+#[cfg(feature = "sources")]
+pub(crate) fn read_values(text: &str) {
+    if let Some(number) = hex(text) {
+        is_display(number);
+        vendor_of(number);
+    }
+}

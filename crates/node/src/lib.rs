@@ -12,6 +12,9 @@
 mod addresses;
 mod dcb;
 mod facts;
+#[cfg(feature = "sources")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod gpu;
 mod model;
 mod netdev;

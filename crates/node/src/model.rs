@@ -20,7 +20,8 @@ pub struct Node {
     pub ports: Vec<RdmaPort>,
     /// Network interfaces by name.
     pub netdevs: BTreeMap<String, Netdev>,
-    /// Does `/sys/class/infiniband` exist, i.e. is an RDMA driver loaded at all?
+    /// Does `/sys/class/infiniband` exist, i.e. is an RDMA driver loaded at all? Of a source without
+    /// a sysfs: does it name an RDMA port?
     pub rdma_class_exists: bool,
     /// What could not be read, one sentence each with the path.
     pub problems: Vec<String>,
@@ -59,7 +60,8 @@ pub struct NumaNode {
     pub distances: BTreeMap<u32, u32>,
 }
 
-/// A processor package (`/sys/devices/system/cpu/cpu*/topology/physical_package_id`).
+/// A processor package (`physical_package_id` and `core_siblings_list` below
+/// `/sys/devices/system/cpu/cpu*/topology`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Package {
     /// As the kernel numbers it; some firmware skips numbers.

@@ -211,6 +211,16 @@ fn rate_mbit(text: &str) -> Option<u64> {
     whole.parse::<u64>().ok()?.checked_mul(1000)?.checked_add(tenths * 100)
 }
 
+/// Reads a text as each of the values above.
+#[cfg(feature = "sources")]
+pub(crate) fn read_values(text: &str) {
+    rate_mbit(text);
+    port_state(text);
+    forced_traffic_class(text);
+    link_layer(text.to_owned());
+    gid_kind(text.to_owned());
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -46,10 +46,10 @@ const NOT_READ: [&str; 18] = [
 
 /// Unpacks the `sys` of the tree, and the facts that a capture keeps beside it. `path` is named in
 /// errors. The folder is removed when the result is dropped.
-pub(super) fn unpack(path: &Path, stream: impl Read) -> Result<TempDir, SourceError> {
+pub(crate) fn unpack(path: &Path, stream: impl Read) -> Result<TempDir, SourceError> {
     let io = |source| SourceError::Io { operation: "unpack", path: path.to_owned(), source };
     let bad = |problem: String| SourceError::Archive { path: path.to_owned(), problem };
-    let folder = tempfile::Builder::new().prefix("roce-node-").tempdir().map_err(io)?;
+    let folder = folder().map_err(io)?;
     let mut archive = tar::Archive::new(Capped { stream, left: MAX_STREAM });
     let mut links: BTreeMap<PathBuf, PathBuf> = BTreeMap::new();
     let mut top: Option<PathBuf> = None;
@@ -115,6 +115,19 @@ pub(super) fn unpack(path: &Path, stream: impl Read) -> Result<TempDir, SourceEr
         })?;
     }
     Ok(folder)
+}
+
+/// A new folder that only we can enter: in memory where nothing says otherwise, because a tree is
+/// thousands of tiny files.
+fn folder() -> std::io::Result<TempDir> {
+    let mut builder = tempfile::Builder::new();
+    let builder = builder.prefix("roce-node-");
+    let memory = Path::new("/dev/shm");
+    if std::env::var_os("TMPDIR").is_none() && memory.is_dir() {
+        builder.tempdir_in(memory).or_else(|_| builder.tempdir())
+    } else {
+        builder.tempdir()
+    }
 }
 
 /// A path for an error message.

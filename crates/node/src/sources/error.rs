@@ -29,7 +29,7 @@ pub enum SourceError {
         source: io::Error,
     },
     /// The archive has something in it that a captured tree doesn't have.
-    #[error("{path}: {problem}")]
+    #[error("{path}: {problem}; an archive by rocectl capture can be read")]
     Archive {
         /// The archive.
         path: PathBuf,
@@ -37,7 +37,7 @@ pub enum SourceError {
         problem: String,
     },
     /// The XML makes no sense.
-    #[error("{path}:{line}: {problem}")]
+    #[error("{path}:{line}: {problem}; write the file anew with lstopo --of xml or NCCL_TOPO_DUMP_FILE")]
     Xml {
         /// The file.
         path: PathBuf,

@@ -79,12 +79,7 @@ fn version(topology: &Element) -> Result<Version, Problem> {
     match version.split('.').next() {
         Some("2") => Ok(Version::Two),
         Some("3") => Ok(Version::Three),
-        _ => Err(Problem::new(
-            topology,
-            format!(
-                "hwloc XML of version {version:?}, 2 and 3 are known: convert it with lstopo -i FILE --of xml"
-            ),
-        )),
+        _ => Err(Problem::new(topology, format!("hwloc XML of version {version:?}, only 2 and 3 are known"))),
     }
 }
 

@@ -1,12 +1,12 @@
 //! Sources of a node besides a sysfs tree, and the capture that writes one.
 
 mod anonymise;
-mod archive;
+pub(crate) mod archive;
 mod capture;
 mod error;
 mod hwloc;
 mod hwloc_device;
-mod mask;
+pub(crate) mod mask;
 mod nccl;
 mod read_any;
 mod xml;

@@ -10,7 +10,7 @@ use roce_node::{GidKind, LinkLayer, Node, PciPlace, PortState, Qos, RdmaPort};
 
 /// The folder of real machines' topologies beside the project; `None`, and a line that says so,
 /// where it is absent. `ROCE_REQUIRE=data` makes that a failure.
-pub fn data() -> Option<PathBuf> {
+pub(crate) fn data() -> Option<PathBuf> {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data");
     if folder.is_dir() {
         return Some(folder);
@@ -23,7 +23,7 @@ pub fn data() -> Option<PathBuf> {
 }
 
 /// A node in a few lines. What is unknown is `?`.
-pub fn summary(node: &Node) -> String {
+pub(crate) fn summary(node: &Node) -> String {
     let mut text = format!("cpus {}\n", node.cpus);
     for package in &node.packages {
         writeln!(text, "package {}: cpus {}", package.id, package.cpus).unwrap();
