@@ -1,1 +1,30 @@
 //! spank_roce.so: pins each task of a Slurm step to its nearest RoCE NIC.
+//!
+//! Slurm loads this file into srun, sbatch and salloc, where options are read and judged ([`submit`]), and
+//! into slurmstepd, as root, where each task is bound ([`step`]). What to bind it to is decided by
+//! `roce-plan`; here is only what happens when.
+//!
+//! | hook | in | does |
+//! | --- | --- | --- |
+//! | `init` | all | reads plugstack.conf's arguments, registers the options |
+//! | `init_post_opt` | srun, sbatch, salloc | judges options, variables and site file: a bad one ends it here; in srun, puts the settled request and the step's secret into the environment |
+//! | `user_init` | slurmstepd | reads site file and node, once, as the user; maps the task table |
+//! | `task_init_privileged` | task, root | raises the memlock limit |
+//! | `task_post_fork` | slurmstepd | notes the task's CPU mask in the table |
+//! | `task_init` | task, user | plans from the table, binds CPUs and memory, sets the environment |
+//!
+//! On a node nothing but `task_init` may fail: an error in an earlier hook would drain the node or end the
+//! step with exit code 0. So it is remembered and raised there.
+
+mod abi;
+mod apply;
+mod arguments;
+mod disabled;
+#[cfg(feature = "fault-injection")]
+mod fault;
+mod os;
+mod report;
+mod state;
+mod step;
+mod submit;
+mod table;

@@ -1,1 +1,50 @@
-//! Who am I, who are the others: rank discovery and authenticated address exchange.
+//! Who am I, who are the others: rank discovery and authenticated address exchange. It needs no RDMA.
+//!
+//! [`Identity`] tells rank, size and nodes from the environment that Slurm gives a task. [`Bootstrap::join`]
+//! lets the ranks of a step find each other over TCP and then offers [`all_gather`](Bootstrap::all_gather)
+//! and [`barrier`](Bootstrap::barrier).
+//!
+//! ```
+//! # fn main() -> Result<(), roce_bootstrap::Error> {
+//! use roce_bootstrap::{Bootstrap, Identity, Options};
+//!
+//! let identity = Identity::discover()?; // alone outside a Slurm step
+//! let mut exchange = Bootstrap::join(identity, None, &Options::default())?;
+//! let everyone = exchange.all_gather(b"my address")?;
+//! assert_eq!(everyone[exchange.identity().rank as usize], b"my address");
+//! # Ok(()) }
+//! ```
+//!
+//! # How the ranks meet
+//! Rank 0 listens; its address is the step's first node, its port one of 16 candidates that every rank derives
+//! from the step's secret (`HMAC(secret, job, step, attempt)`, inside [`Options::ports`]). Rank 0 takes the first
+//! candidate that is free; the others try them in order, and again, until the deadline.
+//!
+//! # What keeps strangers out
+//! Both ends prove that they know the secret (32 random bytes, `SLURM_ROCE_SECRET`): HMAC-SHA256 over nonces
+//! of both sides, job, step, size, rank and the role of the prover, so that no proof can be replayed, reflected or
+//! used for another job. Every frame after that carries an HMAC over direction and sequence number. A stranger
+//! who connects and stays silent costs one thread for [`Options::handshake`]. Payloads are authenticated, not
+//! encrypted: whoever can read the network can read them.
+//!
+//! # Waiting
+//! Every wait ends: joining after [`Options::join`], a collective after [`Options::collective`]. A rank whose
+//! process ends is noticed at once by its closed connection, and rank 0 tells the others.
+
+mod authentication;
+mod bootstrap;
+mod channel;
+mod discovery;
+mod error;
+mod frame;
+mod hostlist;
+mod message;
+mod resolve;
+mod secret;
+mod star;
+
+pub use bootstrap::{Bootstrap, Member, Options};
+pub use discovery::{Identity, Launch, Node};
+pub use error::{Error, Result};
+pub use hostlist::expand_hostlist;
+pub use secret::{SECRET_VARIABLE, Secret};

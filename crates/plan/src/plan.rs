@@ -206,7 +206,10 @@ fn why_this(nics: &[Nic], distances: &[Distance], first: usize, policy: Placemen
         Placement::RoundRobin => "by round-robin",
         Placement::Block => "by block",
     };
-    let mut why = format!("{} {by} of {} NICs: {}", nics[first].port, nics.len(), distances[first]);
+    let mut why = match nics.len() {
+        1 => format!("{} is the only NIC: {}", nics[first].port, distances[first]),
+        count => format!("{} {by} of {count} NICs: {}", nics[first].port, distances[first]),
+    };
     if !tied.is_empty() {
         why += &format!("; as near: {tied}");
     }

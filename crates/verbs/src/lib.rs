@@ -1,1 +1,62 @@
 //! The safe, owned face of libibverbs, loaded at run time.
+//!
+//! What it does: opens an RDMA device, registers memory, creates RC queue pairs, brings them up over
+//! RoCE v2 with a chosen GID, traffic class and service level, reads back what the kernel made of
+//! that, and moves bytes by send/receive, RDMA write and RDMA read.
+//!
+//! What it does not do: find peers (roce-bootstrap does), choose a NIC or a GID (roce-plan does), or
+//! speak InfiniBand's LIDs, UD, SRQ, atomics.
+//!
+//! # Handles
+//! ```text
+//! Context (an open device)
+//!  +- ProtectionDomain
+//!  |   +- Buffer          registered, local access only: belongs to one operation at a time
+//!  |   +- Window          registered, peers may read and write it: copied in and out, never borrowed
+//!  |   +- QueuePair ----+ uses one
+//!  +- CompletionQueue <-+ owns the buffer of every operation that is not reaped yet
+//! ```
+//! Every handle owns its parents, so they can be dropped in any order. Dropping never panics and
+//! cannot report; `close` does.
+//!
+//! # Soundness
+//! Memory that the device may write is never reachable as a slice at the same time:
+//! - a [`Buffer`] is registered without remote access, so the device touches it only while an operation
+//!   that names it is outstanding. Posting takes the buffer away, the completion brings it back;
+//! - a [`Window`] is registered with remote access, so it may change at any moment: its bytes are only
+//!   copied in and out with volatile accesses;
+//! - memory is freed after `ibv_dereg_mr`, and the buffers of a queue pair after `ibv_destroy_qp`. Where
+//!   one of these fails, the memory is leaked rather than freed under the device.
+//!
+//! # fork
+//! `ibv_fork_init(3)` is called once, before the first device is opened, and registered memory always
+//! fills whole pages of its own, so a child made with `fork` (as `system` and `popen` do) cannot break the
+//! parent's registrations. Kernels from 5.12 copy pinned pages at fork and need nothing more. The child
+//! itself must not use any handle.
+
+mod completion;
+mod completion_queue;
+mod connection;
+mod context;
+mod error;
+mod gid_table;
+mod library;
+mod memory;
+mod mtu;
+mod queue_pair;
+mod readback;
+
+pub use completion::{Completion, CompletionError, Operation, WorkId};
+pub use completion_queue::CompletionQueue;
+pub use connection::{Connection, MIN_RNR_TIMER, RETRY_COUNT, RNR_RETRY, TIMEOUT};
+pub use context::{Context, Limits, PortState, ProtectionDomain};
+pub use error::{Error, Result};
+pub use gid_table::{GidRow, GidType, find_roce_v2, read_gid_table};
+pub use library::{ForkSafety, device_names, fork_safety};
+pub use memory::{Buffer, RemoteWindow, Window};
+pub use mtu::Mtu;
+pub use queue_pair::{Depth, QueuePair, Rejected};
+pub use readback::Readback;
+
+/// Where the kernel lists RDMA devices.
+pub const INFINIBAND: &str = "/sys/class/infiniband";

@@ -1,0 +1,25 @@
+//! Benchmarks, run by `cargo xtask bench NAME`. Each prints a table and leaves
+//! `target/bench/NAME.json`.
+
+mod plan;
+mod report;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+
+fn main() -> Result<ExitCode> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match arguments[..] {
+        ["plan", output] => plan::run()?.finish(Path::new(output)),
+        // What `plan` measures as a process.
+        [plan::READ_ONCE, root] => {
+            let node = roce_node::read(Path::new(root))?;
+            println!("{} RDMA ports", node.ports.len());
+            Ok(ExitCode::SUCCESS)
+        }
+        _ => bail!("usage: roce-bench plan FILE.json (cargo xtask bench plan does it)"),
+    }
+}

@@ -1,0 +1,147 @@
+//! The step's secret and what is derived from it.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::ops::RangeInclusive;
+
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+use zeroize::Zeroizing;
+
+use crate::error::{Error, Result};
+
+/// The variable that carries it, made by the plugin in srun: 64 hexadecimal digits.
+pub const SECRET_VARIABLE: &str = "SLURM_ROCE_SECRET";
+
+/// How many ports rank 0 may try.
+const CANDIDATES: u32 = 16;
+
+/// 32 bytes that only the ranks of one step know. Overwritten when dropped, never printed.
+#[derive(Clone)]
+pub struct Secret(Zeroizing<[u8; 32]>);
+
+impl Secret {
+    /// From 32 random bytes.
+    #[must_use]
+    pub fn new(bytes: [u8; 32]) -> Self {
+        Self(Zeroizing::new(bytes))
+    }
+
+    /// Reads `SLURM_ROCE_SECRET`, `None` where it is not set.
+    ///
+    /// # Errors
+    /// [`Error::BadSecret`], which does not show the value.
+    pub fn from_environment() -> Result<Option<Self>> {
+        let Some(value) = std::env::var_os(SECRET_VARIABLE) else { return Ok(None) };
+        let text = Zeroizing::new(value.into_encoded_bytes());
+        Self::from_hex(&text).map(Some)
+    }
+
+    /// From 64 hexadecimal digits.
+    ///
+    /// # Errors
+    /// [`Error::BadSecret`].
+    pub fn from_hex(digits: &[u8]) -> Result<Self> {
+        let bad = || Error::BadSecret { length: digits.len() };
+        if digits.len() != 64 {
+            return Err(bad());
+        }
+        let digit = |byte: u8| char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+        let mut secret = Self::new([0; 32]);
+        for (byte, pair) in secret.0.iter_mut().zip(digits.chunks_exact(2)) {
+            *byte = digit(pair[0]).ok_or_else(bad)? << 4 | digit(pair[1]).ok_or_else(bad)?;
+        }
+        Ok(secret)
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    /// The ports that rank 0 of this step tries, in order, without repetition.
+    pub(crate) fn candidate_ports(&self, job: u32, step: u32, ports: &RangeInclusive<u16>) -> Vec<u16> {
+        let span = u64::from(ports.end().saturating_sub(*ports.start())) + 1;
+        let mut seen = BTreeSet::new();
+        let port = |attempt: u32| {
+            let parts = [&b"port"[..], &job.to_be_bytes(), &step.to_be_bytes(), &attempt.to_be_bytes()];
+            let [a, b, c, d, e, f, g, h, ..] = authenticate(self.bytes(), &parts);
+            let offset = u64::from_be_bytes([a, b, c, d, e, f, g, h]) % span;
+            // `offset` is below `span`, which is at most 65,536.
+            ports.start().saturating_add(u16::try_from(offset).unwrap_or(0))
+        };
+        (0..CANDIDATES).map(port).filter(|port| seen.insert(*port)).collect()
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
+/// HMAC-SHA256 over the parts, each preceded by its length, so that no two lists of parts look alike.
+pub(crate) fn authenticate(key: &[u8; 32], parts: &[&[u8]]) -> [u8; 32] {
+    // A key of 32 bytes fits into the block of SHA-256, so this is HMAC without hashing the key first.
+    let mut mac = <Hmac<Sha256> as KeyInit>::new(&{
+        let mut block = hmac::digest::Key::<Hmac<Sha256>>::default();
+        block[..32].copy_from_slice(key);
+        block
+    });
+    for part in parts {
+        mac.update(&(part.len() as u64).to_be_bytes());
+        mac.update(part);
+    }
+    mac.finalize().into_bytes().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn secret(byte: u8) -> Secret {
+        Secret::new([byte; 32])
+    }
+
+    /// Test case 2 of RFC 4231 has a key of 4 bytes, which HMAC pads with zeros as ours is padded.
+    #[test]
+    fn it_is_hmac_sha256() {
+        let mut key = [0; 32];
+        key[..4].copy_from_slice(b"Jefe");
+        // One part is preceded by its length, so the reference is computed over the same bytes.
+        let mut reference = <Hmac<Sha256> as KeyInit>::new_from_slice(b"Jefe").unwrap();
+        reference.update(&28u64.to_be_bytes());
+        reference.update(b"what do ya want for nothing?");
+        let reference: [u8; 32] = reference.finalize().into_bytes().into();
+        assert_eq!(authenticate(&key, &[b"what do ya want for nothing?"]), reference);
+    }
+
+    #[test]
+    fn parts_cannot_be_shifted_into_each_other() {
+        let key = [1; 32];
+        assert_ne!(authenticate(&key, &[b"ab", b"c"]), authenticate(&key, &[b"a", b"bc"]));
+    }
+
+    #[test]
+    fn hexadecimal_digits_are_read_strictly_and_never_shown() {
+        let good = "00ff".repeat(16);
+        assert_eq!(Secret::from_hex(good.as_bytes()).unwrap().bytes()[..2], [0, 255]);
+        for text in ["", "00", &"0g".repeat(32), &"0".repeat(65)] {
+            let error = Secret::from_hex(text.as_bytes()).unwrap_err().to_string();
+            assert!(error.contains(&format!("it has {} characters", text.len())), "{error}");
+            assert!(text.is_empty() || text == "00" || !error.contains(text));
+        }
+        assert_eq!(format!("{:?}", secret(7)), "Secret(..)");
+    }
+
+    #[test]
+    fn candidate_ports_are_the_same_for_all_and_differ_between_steps() {
+        let range = 49152..=65535;
+        let ports = secret(1).candidate_ports(7, 0, &range);
+        assert_eq!(ports, secret(1).candidate_ports(7, 0, &range));
+        assert_ne!(ports, secret(1).candidate_ports(7, 1, &range));
+        assert_ne!(ports, secret(2).candidate_ports(7, 0, &range));
+        assert!(ports.len() > 10 && ports.iter().all(|port| range.contains(port)));
+        assert_eq!(secret(1).candidate_ports(7, 0, &(5000..=5000)), [5000]);
+        assert_eq!(secret(1).candidate_ports(7, 0, &(0..=u16::MAX)).len(), 16);
+    }
+}

@@ -1,0 +1,171 @@
+use roce_types::DevicePort;
+
+/// What this crate's calls return.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why a job could not start, connect or transfer: peer, node, device, cause, and what to do.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The ranks could not find each other, or a collective failed.
+    #[error(transparent)]
+    Exchange(#[from] roce_bootstrap::Error),
+    /// A variable of the plugin does not have the form that it should.
+    #[error(
+        "{variable}={value:?}: {problem}; the spank_roce plugin sets it, so unset it rather than change it"
+    )]
+    Variable {
+        /// Its name.
+        variable: &'static str,
+        /// Its value, cut after 200 characters.
+        value: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// There is no NIC to use.
+    #[error(
+        "this node ({node}) has no RoCE port: {reason}; run on nodes that have one, or load its driver (soft-RoCE: `rdma link add \
+         rxe0 type rxe netdev <netdev>`) and see `rdma link`"
+    )]
+    NoPort {
+        /// This node.
+        node: String,
+        /// What was looked at, and what was found there.
+        reason: String,
+    },
+    /// A NIC port that was assigned cannot be used.
+    #[error("{port} on this node ({node}) cannot be used")]
+    Port {
+        /// The port.
+        port: DevicePort,
+        /// This node.
+        node: String,
+        /// Why.
+        source: Box<roce_verbs::Error>,
+    },
+    /// A NIC port that was assigned is not an active RoCE port.
+    #[error("{port} on this node ({node}) cannot be used: {problem}; see `rdma link` and `ip link`")]
+    PortState {
+        /// The port.
+        port: DevicePort,
+        /// This node.
+        node: String,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// What other ranks failed with, while this one did not.
+    #[error("{reports}")]
+    Others {
+        /// Their words, as in `rank 3 (vm2) failed: ...`.
+        reports: String,
+    },
+    /// A list of peers that cannot be connected to.
+    #[error("rank {rank} cannot connect to rank {peer}: {problem}")]
+    BadPeer {
+        /// This rank.
+        rank: u32,
+        /// The peer named.
+        peer: u32,
+        /// Why not.
+        problem: String,
+    },
+    /// Two ranks whose NICs cannot reach each other.
+    #[error(
+        "rank {rank} ({ours}) and rank {peer} ({theirs}) share no rail, and a NIC reaches only its own: give each rank a NIC on \
+         every rail (--roce-nics=all), or let ranks of the same rail talk"
+    )]
+    NoSharedRail {
+        /// This rank.
+        rank: u32,
+        /// The peer.
+        peer: u32,
+        /// This rank's node and NICs, as in `vm1: rxe0:1 rail 0 GID ::ffff:10.0.0.1`.
+        ours: String,
+        /// The peer's.
+        theirs: String,
+    },
+    /// Two ranks that would mark their packets differently.
+    #[error(
+        "rank {rank} has {ours} and rank {peer} ({node}) has {theirs}: data and acknowledgements of one connection would travel in \
+         different classes; start all ranks of a step with the same --roce-tc"
+    )]
+    ClassesDiffer {
+        /// This rank.
+        rank: u32,
+        /// As in `traffic class 106 and service level 3`.
+        ours: String,
+        /// The peer.
+        peer: u32,
+        /// Its node.
+        node: String,
+        /// The peer's class.
+        theirs: String,
+    },
+    /// A queue pair could not be brought up.
+    #[error("no queue pair from {from} to {to}")]
+    Connect {
+        /// This end, as in `rank 0 (vm1 rxe0:1 rail 0 GID ::ffff:10.0.0.1)`.
+        from: String,
+        /// The peer.
+        to: String,
+        /// Why.
+        source: Box<roce_verbs::Error>,
+    },
+    /// An operation on a connected queue pair failed.
+    #[error("{operation} between {from} and {to} failed")]
+    Transfer {
+        /// What it was.
+        operation: &'static str,
+        /// This end, as in `rank 0 (vm1 rxe0:1 rail 0 GID ::ffff:10.0.0.1)`.
+        from: String,
+        /// The peer.
+        to: String,
+        /// Why.
+        source: Box<roce_verbs::Error>,
+    },
+    /// This end's port failed under a connected queue pair.
+    #[error("the queue pair between {from} and {to} failed with its port")]
+    PortLost {
+        /// This end, as in `rank 0 (vm1 rxe0:1 rail 0 GID ::ffff:10.0.0.1)`.
+        from: String,
+        /// The peer.
+        to: String,
+        /// What the port is like now.
+        source: Box<Error>,
+    },
+    /// What another rank told could not be read.
+    #[error(
+        "what rank {rank} ({node}) told about itself could not be read: {problem}; do all ranks run the same build?"
+    )]
+    Unreadable {
+        /// The rank.
+        rank: u32,
+        /// Its node.
+        node: String,
+        /// The parser's words.
+        problem: String,
+    },
+    /// What this rank wants to tell could not be written.
+    #[error("what this rank tells the others could not be written")]
+    Unwritable {
+        /// Why.
+        source: serde_json::Error,
+    },
+    /// The operating system gave no random bytes.
+    #[error("no random bytes from the operating system: {reason}")]
+    Random {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// An error and all its sources, as one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}

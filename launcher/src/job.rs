@@ -1,0 +1,176 @@
+//! This rank among the others of its job.
+
+use std::sync::Arc;
+
+use roce_bootstrap::{Bootstrap, Identity, Options, Secret};
+use roce_verbs::Depth;
+
+use crate::agree::agree;
+use crate::assignment::Assignment;
+use crate::card::Card;
+use crate::connect;
+use crate::endpoint::Endpoint;
+use crate::error::Result;
+use crate::queue_pair::QueuePair;
+
+/// The ranks of a step, met; this rank's NIC ports, open; nothing connected yet.
+///
+/// Dropping it closes the connections to the other ranks; [`finalize`](Self::finalize) waits for them first. Queue pairs
+/// live on their own.
+pub struct Job {
+    exchange: Bootstrap,
+    assignment: Assignment,
+    endpoints: Vec<Arc<Endpoint>>,
+    cards: Vec<Card>,
+}
+
+impl Job {
+    /// Starts this rank: who am I, who are the others, which NIC. Every rank of a step must call it; outside of one
+    /// this rank is alone.
+    ///
+    /// It meets the other ranks and exchanges their NICs' addresses, so it returns when all ranks have called it.
+    ///
+    /// # Errors
+    /// On every rank of the step, if any of them fails: [`Error::NoPort`](crate::Error::NoPort) and
+    /// [`Error::Port`](crate::Error::Port) on the rank that has no usable RoCE port, [`Error::Others`](crate::Error::Others)
+    /// on the rest; [`Error::Exchange`](crate::Error::Exchange) where they could not meet in time.
+    pub fn init() -> Result<Self> {
+        Self::init_with(&Options::default())
+    }
+
+    /// The same with other deadlines or ports for the meeting.
+    ///
+    /// # Errors
+    /// As [`init`](Self::init).
+    pub fn init_with(options: &Options) -> Result<Self> {
+        let identity = Identity::discover()?;
+        // One rank alone meets nobody, so that a secret of another step cannot be wrong.
+        let secret = if identity.size > 1 { Secret::from_environment()? } else { None };
+        let node = identity.node_name().to_owned();
+        let mut exchange = Bootstrap::join(identity, secret.as_ref(), options)?;
+        let opened = open_assigned(&node);
+        let ((assignment, endpoints), cards) = agree(&mut exchange, opened)?;
+        Ok(Self { exchange, assignment, endpoints, cards })
+    }
+
+    /// This rank, 0 to `size - 1`.
+    #[must_use]
+    pub fn rank(&self) -> u32 {
+        self.exchange.identity().rank
+    }
+
+    /// How many ranks.
+    #[must_use]
+    pub fn size(&self) -> u32 {
+        self.exchange.identity().size
+    }
+
+    /// This rank's number on its node.
+    #[must_use]
+    pub fn local_rank(&self) -> u32 {
+        self.exchange.identity().local_rank
+    }
+
+    /// The name of this rank's node.
+    #[must_use]
+    pub fn node(&self) -> &str {
+        self.exchange.identity().node_name()
+    }
+
+    /// How many nodes.
+    #[must_use]
+    pub fn node_count(&self) -> usize {
+        self.exchange.identity().nodes.len()
+    }
+
+    /// The name of a rank's node, `?` for a rank that does not exist.
+    #[must_use]
+    pub fn node_of(&self, rank: u32) -> &str {
+        self.exchange.node_of(rank)
+    }
+
+    /// A rank's node by number, from 0, and its number there.
+    #[must_use]
+    pub fn place_of(&self, rank: u32) -> Option<(u32, u32)> {
+        self.exchange.members().get(rank as usize).map(|member| (member.node_index, member.local_rank))
+    }
+
+    /// This rank's NIC ports and class.
+    #[must_use]
+    pub fn assignment(&self) -> &Assignment {
+        &self.assignment
+    }
+
+    /// Returns when every rank has called it.
+    ///
+    /// # Errors
+    /// [`Error::Exchange`](crate::Error::Exchange) naming ranks that did not come in time or are gone.
+    pub fn barrier(&mut self) -> Result<()> {
+        Ok(self.exchange.barrier()?)
+    }
+
+    /// Every rank's bytes, by rank; every rank must call it, with at most 1 MiB each. It goes over TCP: for set-up,
+    /// not for data.
+    ///
+    /// # Errors
+    /// [`Error::Exchange`](crate::Error::Exchange).
+    pub fn all_gather(&mut self, mine: &[u8]) -> Result<Vec<Vec<u8>>> {
+        Ok(self.exchange.all_gather(mine)?)
+    }
+
+    /// Connects a queue pair to each of `peers`, in their order. Collective: every rank must call it, those who want
+    /// nobody with an empty list, and two ranks must name each other.
+    ///
+    /// A pair talks over the first rail of the lower rank's list that the other has too. Both ends take the smaller MTU, and
+    /// the traffic class and service level of the assignment; what the kernel made of it is read back and checked.
+    ///
+    /// # Errors
+    /// On every rank, if any of them fails: [`Error::NoSharedRail`](crate::Error::NoSharedRail),
+    /// [`Error::ClassesDiffer`](crate::Error::ClassesDiffer), [`Error::BadPeer`](crate::Error::BadPeer),
+    /// [`Error::Port`](crate::Error::Port), [`Error::Connect`](crate::Error::Connect), or what others failed with.
+    pub fn connect(&mut self, peers: &[u32]) -> Result<Vec<QueuePair>> {
+        self.connect_with(peers, Depth::default())
+    }
+
+    /// The same with other queue depths.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect).
+    pub fn connect_with(&mut self, peers: &[u32], depth: Depth) -> Result<Vec<QueuePair>> {
+        connect::connect(self, peers, depth)
+    }
+
+    /// Waits until every rank has come this far, then ends the job on this rank. Queue pairs of this rank should be
+    /// closed after it, not before: a peer may still wait for an acknowledgement.
+    ///
+    /// # Errors
+    /// As [`barrier`](Self::barrier).
+    pub fn finalize(mut self) -> Result<()> {
+        self.barrier()
+    }
+
+    pub(crate) fn exchange(&mut self) -> &mut Bootstrap {
+        &mut self.exchange
+    }
+
+    pub(crate) fn endpoint(&self, nic: usize) -> &Arc<Endpoint> {
+        &self.endpoints[nic]
+    }
+
+    /// What a rank told about itself.
+    pub(crate) fn card(&self, rank: u32) -> &Card {
+        &self.cards[rank as usize]
+    }
+}
+
+/// What this rank works with: the assignment, and its ports, open, in the same order.
+type Opened = (Assignment, Vec<Arc<Endpoint>>);
+
+/// Opens what was assigned to this rank; the card is for the other ranks.
+fn open_assigned(node: &str) -> Result<(Opened, Card)> {
+    let assignment = Assignment::find(node)?;
+    let endpoints =
+        assignment.nics.iter().map(|nic| Endpoint::open(nic, node).map(Arc::new)).collect::<Result<_>>()?;
+    let card = Card::from(&assignment);
+    Ok(((assignment, endpoints), card))
+}

@@ -1,0 +1,230 @@
+//! The system calls that the standard library doesn't offer: CPU affinity, memory policy, limits, shared
+//! memory, and srun's own environment.
+#![expect(unsafe_code, reason = "system calls, and memory that two processes share")]
+
+use std::ffi::CString;
+use std::io;
+use std::ops::Deref;
+use std::ptr::NonNull;
+use std::sync::atomic::AtomicU64;
+
+use roce_types::CpuSet;
+
+/// Words of a CPU mask: 8,192 CPUs, the most that Linux can be built for.
+pub(crate) const MASK_WORDS: usize = 128;
+
+/// Words of a memory-node mask: 1,024 nodes, the most that Linux can be built for.
+const NODE_WORDS: usize = 16;
+
+/// The memory policies of `linux/mempolicy.h` that are used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(i32)]
+pub(crate) enum MemoryMode {
+    /// Where the task runs.
+    Default = 0,
+    /// The node while it has room.
+    Preferred = 1,
+    /// The nodes and no other.
+    Bind = 2,
+}
+
+/// The CPUs that a process may run on; 0 is the caller.
+pub(crate) fn affinity(pid: libc::pid_t) -> io::Result<CpuSet> {
+    let mut words = [0_u64; MASK_WORDS];
+    // SAFETY: the kernel writes at most the size that is given, which is the array's; glibc clears the rest.
+    let result = unsafe {
+        libc::sched_getaffinity(pid, size_of_val(&words), words.as_mut_ptr().cast::<libc::cpu_set_t>())
+    };
+    check(result)?;
+    Ok(CpuSet::from_words(&words))
+}
+
+/// Lets the caller run on these CPUs only.
+pub(crate) fn set_affinity(cpus: &CpuSet) -> io::Result<()> {
+    let mut words = [0_u64; MASK_WORDS];
+    for (slot, word) in words.iter_mut().zip(cpus.words()) {
+        *slot = *word;
+    }
+    // SAFETY: the kernel reads the size that is given, which is the array's.
+    check(unsafe {
+        libc::sched_setaffinity(0, size_of_val(&words), words.as_ptr().cast::<libc::cpu_set_t>())
+    })
+}
+
+/// Is the caller's memory policy the default one? If not, the user chose it (`--mem-bind`, `numactl`).
+pub(crate) fn has_default_memory_policy() -> io::Result<bool> {
+    let mut mode = -1_i32;
+    let no_mask = std::ptr::null_mut::<u64>();
+    // SAFETY: the kernel writes one int; with a null mask and no flag it reads and writes nothing else.
+    check(unsafe {
+        libc::syscall(libc::SYS_get_mempolicy, std::ptr::from_mut(&mut mode), no_mask, 0, 0, 0)
+    })?;
+    Ok(mode == MemoryMode::Default as i32)
+}
+
+/// Sets the caller's memory policy.
+pub(crate) fn set_memory_policy(mode: MemoryMode, nodes: &[u32]) -> io::Result<()> {
+    let mut words = [0_u64; NODE_WORDS];
+    for node in nodes {
+        let word = words.get_mut(*node as usize / 64).ok_or(io::ErrorKind::InvalidInput)?;
+        *word |= 1 << (node % 64);
+    }
+    // The kernel takes one bit less than it is told.
+    let bits = words.len() * 64 + 1;
+    let mask = if nodes.is_empty() { std::ptr::null() } else { words.as_ptr() };
+    let bits = if nodes.is_empty() { 0 } else { bits };
+    // SAFETY: the kernel reads `bits - 1` bits, rounded up to words: the array's size, or nothing.
+    check(unsafe { libc::syscall(libc::SYS_set_mempolicy, mode as i32, mask, bits) })
+}
+
+/// Sets the memlock limit to this many bytes, `None` to no limit; the hard limit only rises.
+///
+/// Without the right to raise the hard limit (`CAP_SYS_RESOURCE`) the soft one goes up to it. Gives the limit
+/// that holds then if it is lower than asked.
+pub(crate) fn set_memlock(bytes: Option<u64>) -> io::Result<Option<u64>> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the kernel writes one rlimit.
+    check(unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut limit) })?;
+    // RLIM_INFINITY is the largest number, so the larger one is the higher limit.
+    let wanted = bytes.unwrap_or(libc::RLIM_INFINITY);
+    let raised = libc::rlimit { rlim_cur: wanted, rlim_max: limit.rlim_max.max(wanted) };
+    // SAFETY: the kernel reads one rlimit.
+    let result = check(unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const raised) });
+    match result {
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
+            limit.rlim_cur = limit.rlim_max;
+            // SAFETY: the kernel reads one rlimit.
+            check(unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) })?;
+            Ok(Some(limit.rlim_cur))
+        }
+        result => result.map(|()| None),
+    }
+}
+
+/// Sets or removes a variable of srun's own environment.
+pub(crate) fn set_own_variable(name: &str, value: Option<&str>) -> Result<(), String> {
+    let failed = |error: &dyn std::fmt::Display| format!("can't set {name}: {error}");
+    let name_c = CString::new(name).map_err(|error| failed(&error))?;
+    let value_c = value.map(CString::new).transpose().map_err(|error| failed(&error))?;
+    // SAFETY: the texts are terminated and glibc copies them. srun gets here from `init_post_opt`, on its main
+    // thread and before it starts another one; Slurm sets variables in the same way just before the call.
+    let result = unsafe {
+        match &value_c {
+            Some(value) => libc::setenv(name_c.as_ptr(), value.as_ptr(), 1),
+            None => libc::unsetenv(name_c.as_ptr()),
+        }
+    };
+    check(result).map_err(|error| failed(&error))
+}
+
+/// Words in memory that is shared with every process forked later. They start as 0.
+#[derive(Debug)]
+pub(crate) struct SharedWords {
+    start: NonNull<AtomicU64>,
+    len: usize,
+}
+
+// SAFETY: the memory is only reached through atomics, and only `drop` unmaps it.
+unsafe impl Send for SharedWords {}
+
+impl SharedWords {
+    /// Maps that many words.
+    pub(crate) fn new(len: usize) -> io::Result<Self> {
+        let size =
+            len.checked_mul(size_of::<AtomicU64>()).filter(|size| *size > 0 && *size <= isize::MAX as usize);
+        let size = size.ok_or(io::ErrorKind::InvalidInput)?;
+        // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
+        let start = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                size,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            )
+        };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let start = NonNull::new(start.cast::<AtomicU64>()).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Self { start, len })
+    }
+}
+
+impl Deref for SharedWords {
+    type Target = [AtomicU64];
+
+    fn deref(&self) -> &[AtomicU64] {
+        // SAFETY: the mapping is page-aligned, zeroed by the kernel (0 is a valid AtomicU64), `len` words
+        // long, and lives as long as `self`. Other processes write to it only through atomics.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
+    }
+}
+
+impl Drop for SharedWords {
+    fn drop(&mut self) {
+        // SAFETY: exactly what `new` mapped, and no reference to it outlives `self`. A failure would mean
+        // that it is not mapped, and then there is nothing to free.
+        unsafe { libc::munmap(self.start.as_ptr().cast(), self.len * size_of::<AtomicU64>()) };
+    }
+}
+
+/// The result of a system call that gives -1 and errno when it fails.
+fn check(result: impl Into<i64>) -> io::Result<()> {
+    if result.into() == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use super::*;
+
+    #[test]
+    fn affinity_is_set_and_read_back() {
+        let before = affinity(0).unwrap();
+        let one: CpuSet = before.iter().take(1).collect();
+        std::thread::scope(|scope| {
+            let bound = scope.spawn(|| {
+                set_affinity(&one)?;
+                affinity(0)
+            });
+            assert_eq!(bound.join().unwrap().unwrap(), one);
+        });
+        assert_eq!(affinity(0).unwrap(), before);
+        assert!(set_affinity(&CpuSet::new()).is_err());
+    }
+
+    #[test]
+    fn memory_policy_is_set_for_the_calling_thread_and_undone() {
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                assert!(has_default_memory_policy().unwrap());
+                set_memory_policy(MemoryMode::Bind, &[0]).unwrap();
+                assert!(!has_default_memory_policy().unwrap());
+                set_memory_policy(MemoryMode::Default, &[]).unwrap();
+                assert!(has_default_memory_policy().unwrap());
+                assert!(set_memory_policy(MemoryMode::Bind, &[1023]).is_err());
+                assert!(set_memory_policy(MemoryMode::Bind, &[1024]).is_err());
+            });
+        });
+    }
+
+    #[test]
+    fn shared_words_are_seen_by_a_forked_process() {
+        let words = SharedWords::new(2).unwrap();
+        // SAFETY: the child only stores to the mapping and leaves without running anything of its parent's.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            words[1].store(7, Ordering::Release);
+            // SAFETY: ends the child at once.
+            unsafe { libc::_exit(0) };
+        }
+        assert!(child > 0);
+        // SAFETY: waits for the child made above; no status is asked for.
+        assert_eq!(unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) }, child);
+        assert_eq!((words[0].load(Ordering::Acquire), words[1].load(Ordering::Acquire)), (0, 7));
+        assert!(SharedWords::new(0).is_err());
+    }
+}

@@ -1,0 +1,82 @@
+//! The plugin in real Slurm on this machine: munged, slurmctld and slurmd of the distribution, started in a
+//! temporary folder with keys, ports and configuration of their own. Nothing under /etc is read or written.
+//!
+//! `ROCE_PLUGIN` names the plugin's file; without it the newer one of target/release and target/debug is
+//! taken. A machine that can't run it skips every test with the reason; with `ROCE_REQUIRE=slurm` that is a
+//! failure.
+
+#[path = "slurm/cluster.rs"]
+mod cluster;
+#[path = "slurm/failures.rs"]
+mod failures;
+#[path = "slurm/faults.rs"]
+mod faults;
+#[path = "slurm/inheritance.rs"]
+mod inheritance;
+#[path = "slurm/options.rs"]
+mod options;
+#[path = "slurm/placement.rs"]
+mod placement;
+#[path = "slurm/prerequisites.rs"]
+mod prerequisites;
+#[path = "slurm/run.rs"]
+mod run;
+#[path = "slurm/sysfs.rs"]
+mod sysfs;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use libtest_mimic::{Arguments, Trial};
+
+use crate::cluster::Cluster;
+
+/// What a test is given, and what it gives.
+type Test = fn(&Cluster) -> anyhow::Result<()>;
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // One cluster, whose plugstack.conf each test writes.
+    arguments.test_threads = Some(1);
+    let tests: Vec<(&str, Test)> =
+        [options::TESTS, failures::TESTS, placement::TESTS, inheritance::TESTS, faults::TESTS].concat();
+    if arguments.list {
+        return run(&arguments, &tests, None);
+    }
+    let plugin = match prerequisites::check() {
+        Ok(plugin) => plugin,
+        Err(missing) => return skip(&arguments, &tests, &missing.to_string()),
+    };
+    match Cluster::start(&plugin) {
+        Ok(cluster) => run(&arguments, &tests, Some(&Arc::new(cluster))),
+        Err(error) => {
+            eprintln!("the cluster did not start: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs the tests, or without a cluster lists them as ignored.
+fn run(arguments: &Arguments, tests: &[(&'static str, Test)], cluster: Option<&Arc<Cluster>>) -> ExitCode {
+    let trial = |&(name, test): &(&'static str, Test)| {
+        let cluster = cluster.map(Arc::clone);
+        let is_ignored = cluster.is_none() && !arguments.list;
+        let body = move || match cluster {
+            Some(cluster) => test(&cluster).map_err(|error| format!("{error:#}").into()),
+            None => Ok(()),
+        };
+        Trial::test(name, body).with_ignored_flag(is_ignored)
+    };
+    // Not `exit`: the cluster is stopped when it is dropped.
+    libtest_mimic::run(arguments, tests.iter().map(trial).collect()).exit_code()
+}
+
+/// Says why nothing is tested, and whether that is acceptable.
+fn skip(arguments: &Arguments, tests: &[(&'static str, Test)], missing: &str) -> ExitCode {
+    println!("skipped: {} tests with real Slurm: {missing}", tests.len());
+    if prerequisites::is_required() {
+        eprintln!("ROCE_REQUIRE has slurm: a skip is a failure");
+        return ExitCode::FAILURE;
+    }
+    run(arguments, tests, None)
+}

@@ -1,0 +1,280 @@
+//! One-node Slurm: munged, slurmctld, slurmd, each a child of this process that dies with it.
+
+use std::fs::{self, File, Permissions};
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::run::{Ran, program};
+
+/// The node's name in Slurm.
+pub(crate) const NODE: &str = "n1";
+
+/// plugstack.conf of slurmd and slurmstepd, and that of srun, sbatch and salloc.
+const NODE_PLUGSTACK: &str = "plugstack.conf";
+const CLIENT_PLUGSTACK: &str = "client-plugstack.conf";
+
+/// How long a daemon may take to be ready.
+const START: Duration = Duration::from_secs(30);
+
+/// A running cluster; dropping it ends its processes and removes its files.
+pub(crate) struct Cluster {
+    folder: PathBuf,
+    daemons: Vec<Child>,
+}
+
+impl Cluster {
+    /// Starts the daemons and waits until the node is idle.
+    pub(crate) fn start(plugin: &Path) -> Result<Self> {
+        remove_leftovers();
+        // Not below the build folder: any user must be able to reach it, and a socket's path is short.
+        let folder = std::env::temp_dir().join(format!("{PREFIX}{}", std::process::id()));
+        fs::create_dir(&folder).with_context(|| folder.display().to_string())?;
+        let mut cluster = Self { folder, daemons: Vec::new() };
+        cluster.write_configuration(plugin)?;
+        cluster.start_daemons()?;
+        Ok(cluster)
+    }
+
+    fn write_configuration(&self, plugin: &Path) -> Result<()> {
+        let open = |path: &Path, mode| fs::set_permissions(path, Permissions::from_mode(mode));
+        open(&self.folder, 0o755)?;
+        for folder in ["state", "spool", "work"] {
+            fs::create_dir(self.path(folder))?;
+        }
+        open(&self.path("work"), 0o1777)?;
+        self.install(plugin)?;
+        let mut key = [0_u8; 128];
+        std::io::Read::read_exact(&mut File::open("/dev/urandom")?, &mut key)?;
+        fs::write(self.path("munge.key"), key)?;
+        open(&self.path("munge.key"), 0o400)?;
+        let host = fs::read_to_string("/proc/sys/kernel/hostname")?;
+        let host = host.trim().split('.').next().unwrap_or_default();
+        // Held at the same time, so that they differ.
+        let listeners = [TcpListener::bind("127.0.0.1:0")?, TcpListener::bind("127.0.0.1:0")?];
+        let port = |listener: &TcpListener| listener.local_addr().map(|address| address.port());
+        let (controller, node) = (port(&listeners[0])?, port(&listeners[1])?);
+        let folder = self.folder.display();
+        let configuration = |plugstack: &str| {
+            format!(
+                "ClusterName=roce-tests\n\
+                 SlurmctldHost={host}(127.0.0.1)\n\
+                 SlurmctldPort={controller}\n\
+                 SlurmUser=root\n\
+                 SlurmdUser=root\n\
+                 AuthType=auth/munge\n\
+                 AuthInfo=socket={folder}/munge.socket\n\
+                 StateSaveLocation={folder}/state\n\
+                 SlurmdSpoolDir={folder}/spool\n\
+                 SlurmctldPidFile={folder}/slurmctld.pid\n\
+                 SlurmdPidFile={folder}/slurmd.pid\n\
+                 SlurmctldLogFile={folder}/slurmctld.log\n\
+                 SlurmdLogFile={folder}/slurmd.log\n\
+                 PlugStackConfig={folder}/{plugstack}\n\
+                 ProctrackType=proctrack/linuxproc\n\
+                 TaskPlugin=task/affinity\n\
+                 SelectType=select/cons_tres\n\
+                 SelectTypeParameters=CR_Core\n\
+                 SchedulerParameters=batch_sched_delay=0,sched_min_interval=1000\n\
+                 SwitchType=switch/none\n\
+                 MpiDefault=none\n\
+                 SlurmdParameters=config_overrides\n\
+                 NodeName={NODE} NodeHostname={host} NodeAddr=127.0.0.1 Port={node} \
+                     CPUs=2 Sockets=2 CoresPerSocket=1\n\
+                 PartitionName=all Nodes=ALL Default=YES State=UP\n"
+            )
+        };
+        fs::write(self.path("slurm.conf"), configuration(NODE_PLUGSTACK))?;
+        fs::write(self.path("client.conf"), configuration(CLIENT_PLUGSTACK))?;
+        // Later releases look for a cgroup hierarchy of their own unless told not to; 22.05 doesn't know the key.
+        let version = program("slurmctld").args(["-V"]).run(self)?.stdout;
+        let major = version.strip_prefix("slurm-wlm ").or(version.strip_prefix("slurm ")).unwrap_or_default();
+        let major = major.split('.').next().and_then(|major| major.parse::<u32>().ok());
+        if major.is_some_and(|major| major >= 23) {
+            fs::write(self.path("cgroup.conf"), "CgroupPlugin=disabled\n")?;
+        }
+        self.without_plugin()
+    }
+
+    fn start_daemons(&mut self) -> Result<()> {
+        let option = |name: &str, file: &str| format!("--{name}={}", self.path(file).display());
+        let munged = [
+            "--foreground".to_owned(),
+            option("key-file", "munge.key"),
+            option("socket", "munge.socket"),
+            option("pid-file", "munged.pid"),
+            option("log-file", "munged.log"),
+            option("seed-file", "munged.seed"),
+        ];
+        self.daemon("munged", &munged)?;
+        self.wait("munged", |cluster| Ok(cluster.path("munge.socket").exists()))?;
+        self.daemon("slurmctld", &["-D".to_owned(), "-c".to_owned()])?;
+        self.daemon("slurmd", &["-D".to_owned(), "-N".to_owned(), NODE.to_owned()])?;
+        self.wait("slurmd", |cluster| Ok(cluster.node_state()? == "idle"))
+    }
+
+    /// A child in the foreground, killed by the kernel if this process dies in whatever way.
+    fn daemon(&mut self, name: &str, arguments: &[String]) -> Result<()> {
+        let output = File::create(self.path(&format!("{name}.out")))?;
+        let child = Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "--", name])
+            .args(arguments)
+            .env_clear()
+            .env("PATH", program_path())
+            .env("SLURM_CONF", self.path("slurm.conf"))
+            .current_dir(&self.folder)
+            .stdin(std::process::Stdio::null())
+            .stdout(output.try_clone()?)
+            .stderr(output)
+            .spawn()
+            .with_context(|| name.to_owned())?;
+        self.daemons.push(child);
+        Ok(())
+    }
+
+    fn wait(&mut self, daemon: &str, is_ready: impl Fn(&Self) -> Result<bool>) -> Result<()> {
+        let start = Instant::now();
+        while !is_ready(self)? {
+            for child in &mut self.daemons {
+                if let Some(status) = child.try_wait()? {
+                    bail!("a daemon ended with {status} while {daemon} started: {}", self.logs());
+                }
+            }
+            ensure!(start.elapsed() < START, "{daemon} is not ready after {START:?}: {}", self.logs());
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        Ok(())
+    }
+
+    /// The end of each log.
+    pub(crate) fn logs(&self) -> String {
+        let tail = |name: &str| {
+            let text = fs::read_to_string(self.path(name)).unwrap_or_default();
+            let lines: Vec<&str> = text.lines().rev().take(15).collect();
+            format!("\n--- {name}\n{}", lines.into_iter().rev().collect::<Vec<_>>().join("\n"))
+        };
+        ["munged.out", "slurmctld.log", "slurmctld.out", "slurmd.log", "slurmd.out"].map(tail).concat()
+    }
+
+    /// A path in the cluster's folder.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    /// A folder that every user may write to, where commands run.
+    pub(crate) fn work(&self, name: &str) -> PathBuf {
+        self.path("work").join(name)
+    }
+
+    /// Makes this file the plugin, by rename: a running slurmstepd keeps the old one.
+    pub(crate) fn install(&self, plugin: &Path) -> Result<()> {
+        fs::copy(plugin, self.path("new.so")).with_context(|| plugin.display().to_string())?;
+        fs::set_permissions(self.path("new.so"), Permissions::from_mode(0o755))?;
+        Ok(fs::rename(self.path("new.so"), self.path("spank_roce.so"))?)
+    }
+
+    /// Gives the plugin to commands and node, with these arguments. Slurm reads plugstack.conf for every
+    /// command and step.
+    pub(crate) fn with_plugin(&self, arguments: &str) -> Result<()> {
+        fs::write(self.path(NODE_PLUGSTACK), self.plugstack(arguments))?;
+        self.with_client_plugin(arguments)
+    }
+
+    /// Takes the plugin from commands and node.
+    pub(crate) fn without_plugin(&self) -> Result<()> {
+        fs::write(self.path(NODE_PLUGSTACK), "")?;
+        self.without_client_plugin()
+    }
+
+    /// Takes the plugin from the commands: a submit host where it was never installed.
+    pub(crate) fn without_client_plugin(&self) -> Result<()> {
+        Ok(fs::write(self.path(CLIENT_PLUGSTACK), "")?)
+    }
+
+    /// Gives the plugin to the commands with other arguments than the node's.
+    pub(crate) fn with_client_plugin(&self, arguments: &str) -> Result<()> {
+        Ok(fs::write(self.path(CLIENT_PLUGSTACK), self.plugstack(arguments))?)
+    }
+
+    fn plugstack(&self, arguments: &str) -> String {
+        format!("required {} {arguments}\n", self.path("spank_roce.so").display())
+    }
+
+    /// The plugin with a site file of this text, and these other arguments.
+    pub(crate) fn with_site(&self, site: &str, arguments: &str) -> Result<()> {
+        fs::write(self.path("roce.toml"), site)?;
+        self.with_plugin(&format!("config={} {arguments}", self.path("roce.toml").display()))
+    }
+
+    /// The node's state in short: idle, mix, drain, ...
+    pub(crate) fn node_state(&self) -> Result<String> {
+        let sinfo: Ran = program("sinfo").args(["-h", "-N", "-o", "%t"]).run(self)?;
+        Ok(sinfo.stdout.trim().to_owned())
+    }
+
+    /// After whatever went wrong, the node must come back by itself.
+    pub(crate) fn expect_idle(&self) -> Result<()> {
+        let start = Instant::now();
+        loop {
+            let state = self.node_state()?;
+            if state == "idle" {
+                return Ok(());
+            }
+            let is_patient = start.elapsed() < Duration::from_secs(10) && !state.contains("drain");
+            ensure!(is_patient, "the node is {state}, not idle: {}", self.logs());
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+}
+
+/// The search path with the folders of daemons.
+pub(crate) fn program_path() -> String {
+    format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default())
+}
+
+/// Clusters of test runs that were killed leave their folder.
+fn remove_leftovers() {
+    let Ok(entries) = fs::read_dir(std::env::temp_dir()) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.strip_prefix(PREFIX)) else { continue };
+        if !Path::new("/proc").join(pid).exists() {
+            // Another run may be removing it too.
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+/// The start of the folder's name; the rest is the process id.
+const PREFIX: &str = "roce-slurm-";
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        // slurmd first: it ends what runs below it. Each was started here, so its id is still its own until
+        // it is waited for.
+        for child in self.daemons.iter_mut().rev() {
+            let pid = nix::unistd::Pid::from_raw(child.id().cast_signed());
+            // If it has ended already, there is nothing to end.
+            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
+            let start = Instant::now();
+            while child.try_wait().is_ok_and(|status| status.is_none()) {
+                if start.elapsed() > Duration::from_secs(5) {
+                    let _ = child.kill();
+                    let _ = child.wait();
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        }
+        let is_kept = std::env::var_os("ROCE_KEEP").is_some();
+        if is_kept {
+            println!("kept: {}", self.folder.display());
+        } else if let Err(error) = fs::remove_dir_all(&self.folder) {
+            eprintln!("{}: {error}", self.folder.display());
+        }
+    }
+}

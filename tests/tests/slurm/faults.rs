@@ -1,0 +1,79 @@
+//! A plugin that is itself broken: built with a panic in each hook, in real Slurm.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::Test;
+use crate::cluster::Cluster;
+use crate::prerequisites::target;
+use crate::run::{batch, srun};
+use crate::sysfs;
+
+pub(crate) const TESTS: &[(&str, Test)] = &[("a_panic_in_any_hook_ends_the_task_and_drains_nothing", panics)];
+
+/// Where the hook runs: where the job is submitted, or on the node.
+const HOOKS: [(&str, &str); 6] = [
+    ("Init", "srun: error: spank_roce: internal error in Init, ..."),
+    ("InitPostOpt", "srun: error: spank_roce: internal error in InitPostOpt, ..."),
+    ("UserInit", "spank_roce: n1: task 0: internal error in UserInit, ..."),
+    ("TaskInitPrivileged", "spank_roce: n1: task 0: internal error in TaskInitPrivileged, ..."),
+    ("TaskPostFork", "spank_roce: n1: task 0: ..."),
+    ("TaskInit", "spank_roce: n1: task 0: internal error in TaskInit, ..."),
+];
+
+fn panics(cluster: &Cluster) -> Result<()> {
+    let released = cluster.path("released.so");
+    std::fs::copy(cluster.path("spank_roce.so"), &released)?;
+    cluster.install(&faulty()?)?;
+    let result = HOOKS.iter().try_for_each(|(hook, line)| panic_in(cluster, hook, line));
+    cluster.install(&released)?;
+    result
+}
+
+fn panic_in(cluster: &Cluster, hook: &str, line: &str) -> Result<()> {
+    let tree = sysfs::two_nics(cluster, "two-nics")?;
+    cluster.with_plugin(&format!("{tree} fault={hook}"))?;
+    let proof = cluster.work(&format!("ran-{hook}"));
+    let touch = ["touch".to_owned(), proof.display().to_string()];
+    let touch = || touch.iter().map(String::as_str);
+    // A variable, for in the first hook no option is known yet.
+    let ran = srun(touch()).env("SLURM_ROCE_TC", "3").run(cluster)?;
+    ran.failed_with(line).with_context(|| hook.to_owned())?;
+    ensure!(!proof.exists(), "{hook}: the task ran all the same");
+    // In a job, where Slurm would drain the node for most hooks.
+    let script = format!("SLURM_ROCE_TC=3 srun {}", touch().collect::<Vec<_>>().join(" "));
+    let (ended_well, said) = batch(cluster, ["--wrap", &script])?;
+    ensure!(!ended_well && !proof.exists(), "{hook}: {said}");
+    cluster.expect_idle().with_context(|| hook.to_owned())?;
+    // Who did not ask is not bothered.
+    srun(touch()).run(cluster)?.succeeded().with_context(|| hook.to_owned())?;
+    ensure!(proof.exists(), "{hook}: the task without options did not run");
+    cluster.expect_idle().with_context(|| hook.to_owned())
+}
+
+/// The plugin with the feature that panics on demand, built apart so that it is never mistaken for the real
+/// one. `ROCE_PLUGIN_FAULTY` names one where there is no cargo.
+fn faulty() -> Result<PathBuf> {
+    if let Some(plugin) = std::env::var_os("ROCE_PLUGIN_FAULTY") {
+        return Ok(PathBuf::from(plugin));
+    }
+    let folder = target().join("fault-injection");
+    let built = Command::new(env!("CARGO"))
+        .args([
+            "build",
+            "--quiet",
+            "--package",
+            "spank-roce",
+            "--features",
+            "fault-injection",
+            "--target-dir",
+        ])
+        .arg(&folder)
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .context("cargo")?;
+    ensure!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    Ok(folder.join("debug/libspank_roce.so"))
+}

@@ -1,0 +1,82 @@
+//! A made-up machine as a folder: two NUMA nodes of one CPU each, and a RoCE NIC on each of them.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+
+use crate::cluster::Cluster;
+
+/// Writes the tree below `name` of the cluster's folder and gives plugstack.conf's argument for it.
+pub(crate) fn two_nics(cluster: &Cluster, name: &str) -> Result<String> {
+    let root = cluster.path(name);
+    if !root.exists() {
+        write(&root, "sys/devices/system/cpu/online", "0-1")?;
+        for (node, distance) in ["10 21", "21 10"].iter().enumerate() {
+            let node_folder = format!("sys/devices/system/node/node{node}");
+            write(&root, &format!("{node_folder}/cpulist"), &node.to_string())?;
+            write(&root, &format!("{node_folder}/distance"), distance)?;
+            nic(&root, node)?;
+        }
+    }
+    Ok(format!("sysfs={}", root.display()))
+}
+
+/// A machine without any RDMA device, as [`two_nics`] gives one with two.
+pub(crate) fn without_rdma(cluster: &Cluster, name: &str) -> Result<String> {
+    let root = cluster.path(name);
+    write(&root, "sys/devices/system/cpu/online", "0-1")?;
+    Ok(format!("sysfs={}", root.display()))
+}
+
+/// `mlx5_N` with netdev `ethN` on NUMA node N, address 10.0.N.7.
+fn nic(root: &Path, n: usize) -> Result<()> {
+    let pci = format!("sys/devices/pci0000:{n}0/0000:{n}1:00.0");
+    write(root, &format!("{pci}/numa_node"), &n.to_string())?;
+    write(root, &format!("{pci}/local_cpulist"), &n.to_string())?;
+    let netdev = format!("{pci}/net/eth{n}");
+    for (name, text) in [("operstate", "up"), ("carrier", "1"), ("mtu", "4200"), ("dev_port", "0")] {
+        write(root, &format!("{netdev}/{name}"), text)?;
+    }
+    let device = format!("{pci}/infiniband/mlx5_{n}");
+    let port = format!("{device}/ports/1");
+    let facts = [("state", "4: ACTIVE"), ("link_layer", "Ethernet"), ("rate", "100 Gb/sec (4X EDR)")];
+    for (name, text) in facts {
+        write(root, &format!("{port}/{name}"), text)?;
+    }
+    let gids = [
+        format!("fe80:0000:0000:0000:5054:00ff:fe00:000{n}"),
+        format!("0000:0000:0000:0000:0000:ffff:0a00:0{n}07"),
+    ];
+    for (index, gid) in gids.iter().enumerate() {
+        write(root, &format!("{port}/gids/{index}"), gid)?;
+        write(root, &format!("{port}/gid_attrs/types/{index}"), "RoCE v2")?;
+        write(root, &format!("{port}/gid_attrs/ndevs/{index}"), &format!("eth{n}"))?;
+    }
+    for (class, name, folder) in
+        [("net", format!("eth{n}"), &netdev), ("infiniband", format!("mlx5_{n}"), &device)]
+    {
+        link(root, &format!("{folder}/device"), &pci)?;
+        link(root, &format!("sys/class/{class}/{name}"), folder)?;
+    }
+    Ok(())
+}
+
+fn write(root: &Path, path: &str, text: &str) -> Result<()> {
+    let path = root.join(path);
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    Ok(fs::write(path, format!("{text}\n"))?)
+}
+
+fn link(root: &Path, path: &str, target: &str) -> Result<()> {
+    let path = root.join(path);
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    let up: PathBuf =
+        path.strip_prefix(root)?.parent().into_iter().flat_map(Path::components).map(|_| "..").collect();
+    Ok(symlink(up.join(target), path)?)
+}
