@@ -2,6 +2,7 @@
 
 use crate::cli::CaptureArgs;
 use crate::complain;
+use crate::show::count;
 
 pub(crate) fn run(arguments: &CaptureArgs) -> anyhow::Result<()> {
     let captured = roce_node::capture(&arguments.sysfs, &arguments.output, arguments.raw)?;
@@ -11,10 +12,9 @@ pub(crate) fn run(arguments: &CaptureArgs) -> anyhow::Result<()> {
     complain(
         "",
         &format!(
-            "wrote {}: {} files, {} RDMA ports, GUIDs and addresses {}",
+            "wrote {}: {}, GUIDs and addresses {}",
             arguments.output.display(),
-            captured.files,
-            captured.node.ports.len(),
+            count(captured.node.ports.len(), "RDMA port"),
             if arguments.raw { "as they are" } else { "replaced" }
         ),
     );

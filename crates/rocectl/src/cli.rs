@@ -56,6 +56,13 @@ pub(crate) enum Command {
     },
 }
 
+/// No node has more tasks, or more CPUs for one.
+pub(crate) const MOST_TASKS: u32 = 65_536;
+
+fn tasks() -> clap::builder::RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(1..=i64::from(MOST_TASKS))
+}
+
 /// Which node to look at.
 #[derive(Debug, Args)]
 pub(crate) struct NodeArgs {
@@ -124,10 +131,10 @@ pub(crate) struct ShowArgs {
 #[derive(Debug, Args)]
 pub(crate) struct PlanArgs {
     /// How many tasks are on the node
-    #[arg(long, short = 'n', value_name = "N", required_unless_present = "mask")]
+    #[arg(long, short = 'n', value_name = "N", required_unless_present = "mask", value_parser = tasks())]
     pub(crate) tasks: Option<u32>,
     /// CPUs of each task [default: the node's CPUs, divided evenly]
-    #[arg(long, short, value_name = "C")]
+    #[arg(long, short, value_name = "C", value_parser = tasks())]
     pub(crate) cpus_per_task: Option<u32>,
     /// GPUs of each task, in index order
     #[arg(long, value_name = "G")]
@@ -170,10 +177,10 @@ pub(crate) struct RankArgs {
     #[arg(long, value_name = "I", requires = "of")]
     pub(crate) rank: Option<u32>,
     /// How many tasks are on this node
-    #[arg(long, value_name = "N", requires = "rank")]
+    #[arg(long, value_name = "N", requires = "rank", value_parser = tasks())]
     pub(crate) of: Option<u32>,
     /// CPUs that each task needs [default: an even share of those it may use]
-    #[arg(long, short, value_name = "C")]
+    #[arg(long, short, value_name = "C", value_parser = tasks())]
     pub(crate) cpus_per_task: Option<u32>,
     /// GPUs of each task, in index order [default: GPUs are not looked at]
     #[arg(long, value_name = "G")]
@@ -197,9 +204,9 @@ pub(crate) struct EnvArgs {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
-    /// export NAME='value', for every shell of the Bourne family
+    /// Lines of export NAME='value', for every shell of the Bourne family
     Sh,
-    /// One object
+    /// One object; null is for a variable to remove
     Json,
 }
 

@@ -3,27 +3,29 @@
 use std::collections::BTreeMap;
 
 use crate::cli::{EnvArgs, Format};
+use crate::environment::Change;
 use crate::step::Step;
 use crate::{in_full, print};
 
 pub(crate) fn run(arguments: &EnvArgs) -> anyhow::Result<()> {
     let step = Step::of("env", &arguments.rank, &arguments.node, &arguments.site, &arguments.roce)?;
-    let exports = match &step.planned {
+    let changes = match &step.planned {
         Some(planned) => match &planned.plan {
-            Ok(plan) => step.exports(plan),
+            Ok(plan) => step.changes(plan),
             Err(error) => anyhow::bail!(in_full(error)),
         },
         None => Vec::new(),
     };
     match arguments.format {
         Format::Sh => {
-            let line = |(name, value): (&str, &str)| format!("export {name}={}\n", quoted(value));
-            let lines = exports.iter().map(|export| line((export.name, &export.value)));
-            print(&lines.collect::<String>())
+            let line = |(name, value): &Change| match value {
+                Some(value) => format!("export {name}={}\n", quoted(value)),
+                None => format!("unset {name}\n"),
+            };
+            print(&changes.iter().map(line).collect::<String>())
         }
         Format::Json => {
-            let object: BTreeMap<&str, &str> =
-                exports.iter().map(|export| (export.name, export.value.as_str())).collect();
+            let object: BTreeMap<String, Option<String>> = changes.into_iter().collect();
             print(&format!("{}\n", serde_json::to_string_pretty(&object)?))
         }
     }

@@ -42,7 +42,12 @@ pub(crate) fn run(arguments: &ExecArgs) -> anyhow::Result<()> {
         };
         match applied {
             Ok(Some(plan)) => {
-                command.envs(step.exports(plan).into_iter().map(|export| (export.name, export.value)));
+                for (name, value) in step.changes(plan) {
+                    match value {
+                        Some(value) => command.env(name, value),
+                        None => command.env_remove(name),
+                    };
+                }
             }
             Ok(None) => {}
             Err(error) if step.site.policy.on_failure == OnFailure::Warn => {
@@ -64,11 +69,17 @@ fn apply(step: &Step, plan: &Plan, verbose: bool) -> anyhow::Result<()> {
     let task = plan.task(local_rank).with_context(|| format!("the plan has no task {local_rank}"))?;
     // Memory first: it is the one that can fail on a machine where everything else is right.
     let memory = bind_memory(task, verbose)?;
-    roce_bind::set_affinity(&task.cpus).with_context(|| format!("can't bind to CPUs {}", task.cpus))?;
+    let bound = roce_bind::set_affinity(&task.cpus);
+    if bound.is_err() && memory == Memory::Set {
+        // It was the default one before, and going back to that can't be refused.
+        let _ = roce_bind::set_memory_policy(MemoryMode::Default, &[]);
+    }
+    bound.with_context(|| format!("can't bind to CPUs {}", task.cpus))?;
     raise_memlock(step);
     if verbose {
         let row = plan.describe(local_rank).unwrap_or_default();
-        complain("", &format!("task {local_rank} of {}: {row}{memory}", step.rank.size));
+        let kept = if memory == Memory::Chosen { " (kept: a policy was set before)" } else { "" };
+        complain("", &format!("task {local_rank} of {}: {row}{kept}", step.rank.size));
     }
     if local_rank == 0 {
         for warning in plan.class.iter().flat_map(|class| &class.warnings) {
@@ -78,31 +89,43 @@ fn apply(step: &Step, plan: &Plan, verbose: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Sets the memory policy, unless somebody has chosen one already. What was only a preference may
-/// fail: containers often forbid it. Returns what to add to the verbose line.
-fn bind_memory(task: &TaskPlan, verbose: bool) -> anyhow::Result<&'static str> {
+/// What became of the memory policy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Memory {
+    /// There was nothing to do, or a mere preference was refused.
+    Untouched,
+    /// Somebody has chosen one before.
+    Chosen,
+    /// It is the plan's.
+    Set,
+}
+
+/// Sets the memory policy, unless somebody has chosen one already. What is only a preference may
+/// fail: containers often forbid it.
+fn bind_memory(task: &TaskPlan, verbose: bool) -> anyhow::Result<Memory> {
     let (mode, nodes) = match &task.memory {
-        MemoryPolicy::Keep => return Ok(""),
+        MemoryPolicy::Keep => return Ok(Memory::Untouched),
         MemoryPolicy::Prefer(node) => (MemoryMode::Preferred, vec![*node]),
         MemoryPolicy::Bind(nodes) => (MemoryMode::Bind, nodes.clone()),
     };
     let set = || {
         if !roce_bind::has_default_memory_policy()? {
-            return Ok(" (a policy was set already; kept)");
+            return Ok(Memory::Chosen);
         }
-        roce_bind::set_memory_policy(mode, &nodes).map(|()| "")
+        roce_bind::set_memory_policy(mode, &nodes).map(|()| Memory::Set)
     };
     match set() {
-        Ok(note) => Ok(note),
+        Ok(memory) => Ok(memory),
         Err(error) if mode == MemoryMode::Bind => {
             let error: io::Error = error;
-            Err(error).with_context(|| format!("can't bind memory ({})", task.memory))
+            let what = format!("can't bind memory ({}); --roce-bind=none leaves memory alone", task.memory);
+            Err(error).context(what)
         }
         Err(error) => {
             if verbose {
                 complain("warning: ", &format!("the memory policy stays as it was: {error}"));
             }
-            Ok("")
+            Ok(Memory::Untouched)
         }
     }
 }

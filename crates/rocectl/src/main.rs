@@ -7,6 +7,7 @@
 mod capture;
 mod cli;
 mod env;
+mod environment;
 mod exec;
 mod layout;
 mod manual;

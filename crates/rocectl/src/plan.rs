@@ -62,7 +62,6 @@ impl Planned<'_> {
 fn count(arguments: &PlanArgs) -> anyhow::Result<u32> {
     let masks = u32::try_from(arguments.mask.len()).unwrap_or(u32::MAX);
     match arguments.tasks {
-        Some(0) => bail!(Usage("--tasks=0: allowed is 1 or more".to_owned())),
         Some(tasks) if masks > 0 && tasks != masks => {
             let masks = show::count(arguments.mask.len(), "mask");
             bail!(Usage(format!("--tasks={tasks}: {masks} given; give --mask once for each task")))
@@ -88,9 +87,6 @@ fn tasks(source: &Source, arguments: &PlanArgs, count: u32) -> anyhow::Result<Ve
         return Ok(layout::tasks(arguments.mask.clone(), |_| 1, gpus));
     }
     let per_task = arguments.cpus_per_task.map(|cpus| cpus as usize);
-    if per_task == Some(0) {
-        bail!(Usage("--cpus-per-task=0: allowed is 1 or more".to_owned()));
-    }
     let homes = layout::homes(node, &gpus);
     let shares = layout::share(node, &source.cores, &node.cpus, &homes, per_task, arguments.distribution);
     let Some(shares) = shares else {

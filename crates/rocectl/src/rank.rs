@@ -3,7 +3,7 @@
 use anyhow::bail;
 
 use crate::Usage;
-use crate::cli::RankArgs;
+use crate::cli::{MOST_TASKS, RankArgs};
 
 /// A place among the tasks of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,6 +81,9 @@ pub(crate) fn find(arguments: &RankArgs, variable: &dyn Fn(&str) -> Option<Strin
     };
     if let Some(other) = said.iter().find(|other| other.rank != first.rank) {
         bail!("{} contradicts {}: give --rank and --of", first.by, other.by);
+    }
+    if first.rank.size > MOST_TASKS {
+        bail!("{}: no node has more than {MOST_TASKS} tasks", first.by);
     }
     Ok(first.rank)
 }
@@ -173,6 +176,7 @@ mod tests {
             [ompi, slurm].concat(),
             [ompi, hydra].concat(),
             vec![("MPI_LOCALRANKID", "2"), ("MPI_LOCALNRANKS", "2")],
+            vec![("MPI_LOCALRANKID", "2"), ("MPI_LOCALNRANKS", "4000000000")],
             vec![("MPI_LOCALRANKID", "two"), ("MPI_LOCALNRANKS", "2")],
             vec![("SLURM_LOCALID", "2"), ("SLURM_STEP_TASKS_PER_NODE", "2(x2)")],
             vec![("SLURM_LOCALID", "0"), ("SLURM_STEP_TASKS_PER_NODE", "2(x2)"), ("SLURM_NODEID", "2")],

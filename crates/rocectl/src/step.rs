@@ -1,11 +1,12 @@
 //! One task under a launcher that isn't Slurm: its row of a plan that every task of the node
-//! computes alike. docs/decisions/005-mpirun-plans-alone.md says why it is done this way.
+//! computes alike. docs/decisions/006-mpirun-plans-alone.md says why it is done this way.
 
 use anyhow::{Context as _, bail};
-use roce_plan::{Export, Plan, Request, Site, Task, exports, plan};
+use roce_plan::{Plan, Request, Site, Task, exports, plan};
 use roce_types::{CpuSet, PciAddress};
 
 use crate::cli::{Distribution, NodeArgs, RankArgs, RoceArgs, SiteArgs};
+use crate::environment::{self, Change};
 use crate::rank::{self, Rank};
 use crate::source::Source;
 use crate::{layout, request};
@@ -50,12 +51,10 @@ impl Step {
         Ok(Self { site, rank: place, planned })
     }
 
-    /// The variables that this task is still to get: those of the plan, without the ones that the
-    /// user has set and the site doesn't overwrite.
-    pub(crate) fn exports(&self, plan: &Plan) -> Vec<Export> {
-        let mut exports = exports(plan, self.rank.local, &self.site);
-        exports.retain(|export| export.overwrite || std::env::var_os(export.name).is_none());
-        exports
+    /// What the plan changes in this task's environment.
+    pub(crate) fn changes(&self, plan: &Plan) -> Vec<Change> {
+        let variable = |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
+        environment::changes(exports(plan, self.rank.local, &self.site), &variable)
     }
 }
 

@@ -23,6 +23,7 @@ fn options() {
             "plan --topology dgx_h100",
             "plan -n0 --topology dgx_h100",
             "plan -n1 -c0 --topology dgx_h100",
+            "plan -n4000000000 --topology dgx_h100",
             "plan -n1 --roce-tc=9 --topology dgx_h100",
             "plan -n1 --roce-tc=3 --roce-dscp=26 --topology dgx_h100",
             "plan -n1 --roce-place=far --topology dgx_h100",

@@ -135,6 +135,20 @@ fn memory_comes_from_the_numa_node_of_the_cpus() {
 }
 
 #[test]
+fn a_program_under_exec_may_use_it_again_with_other_options() {
+    if !has_two_cpus() {
+        return;
+    }
+    let folder = two_cpus();
+    let outer = "exec --rank 0 --of 2 --roce-tc=3 --sysfs two --";
+    let inner = "exec --rank 0 --of 2 --roce-nics=mlx5_1 --sysfs two -- env";
+    let words = format!("{outer} {} {inner}", env!("CARGO_BIN_EXE_rocectl"));
+    let environment = stdout(&folder.run(&words, &[]));
+    assert!(environment.contains("UCX_NET_DEVICES=mlx5_1:1\n"), "{environment}");
+    assert!(!environment.contains("UCX_IB_TRAFFIC_CLASS"), "the class was the outer one's: {environment}");
+}
+
+#[test]
 fn the_command_keeps_its_arguments_and_exit_code() {
     let folder = two_cpus();
     let mut command = folder.command("exec --rank 0 --of 1 --sysfs two -- sh -c", &[]);
