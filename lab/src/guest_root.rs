@@ -8,12 +8,14 @@ use crate::{
     process::{run_logged, tied, tied_as_root},
 };
 use nix::{
+    errno::Errno,
     fcntl::{Flock, FlockArg},
     unistd::{Gid, Uid},
 };
 use std::{
     fs::{self, File},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 const PACKAGES: &str = "slurmd,slurmctld,slurm-client,munge,rdma-core,ibverbs-utils,perftest,linux-image-amd64,\
@@ -45,15 +47,14 @@ impl GuestRoot {
         let root = Self::at(cache, suite)?;
         // Two runs at once must not make it twice; the second finds it made.
         let lock_path = cache.join("lock");
-        let lock = File::create(&lock_path).map_err(Error::file("create", &lock_path))?;
-        let mut lock = Some(lock);
-        let _lock = loop {
-            let Some(file) = lock.take() else { break None };
-            match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-                Ok(held) => break Some(held),
-                Err((file, _)) => lock = Some(file),
+        let mut lock = File::create(&lock_path).map_err(Error::file("create", &lock_path))?;
+        let _held = loop {
+            match Flock::lock(lock, FlockArg::LockExclusiveNonblock) {
+                Ok(held) => break held,
+                Err((file, Errno::EWOULDBLOCK)) => lock = file,
+                Err((_, error)) => return Err(Error::file("lock", &lock_path)(error.into())),
             }
-            interrupt.sleep(std::time::Duration::from_millis(200))?;
+            interrupt.sleep(Duration::from_millis(200))?;
         };
         if !root.exists() {
             root.make(interrupt)?;

@@ -11,7 +11,12 @@ use crate::{
     Cluster, Error, Output,
     wire::{Packet, Table},
 };
-use std::{fs, time::Duration};
+use std::{
+    fs::{self, Permissions},
+    os::unix::fs::PermissionsExt,
+    path::PathBuf,
+    time::Duration,
+};
 
 /// One run of the example on the cluster.
 #[derive(Debug, Clone)]
@@ -90,23 +95,25 @@ impl Step {
         script: &str,
         timeout: Duration,
     ) -> Result<StepResult, Error> {
+        let folder = self.empty_folder(cluster)?;
         let mark = cluster.captures().mark();
         let output = cluster.run("vm1", script, timeout)?;
-        let ranks = report::read_all(&cluster.share().join("out").join(&self.name))?;
+        let ranks = report::read_all(&folder)?;
         let packets = cluster.captures().packets_since(&mark)?;
         Ok(StepResult { command: script.into(), output, ranks, packets })
     }
 
-    /// Removes the reports of an earlier run of the same name, so that none of them is taken for this run's.
-    ///
-    /// # Errors
-    /// [`Error::File`].
-    pub fn forget(&self, cluster: &Cluster) -> Result<(), Error> {
+    /// Makes the reports' folder anew, so that no report of an earlier run is taken for this run's. Anybody in the guest
+    /// may write there: if an ordinary user runs the lab, all files are that user's, whoever in the guest makes them.
+    fn empty_folder(&self, cluster: &Cluster) -> Result<PathBuf, Error> {
         let folder = cluster.share().join("out").join(&self.name);
         if folder.exists() {
             fs::remove_dir_all(&folder).map_err(Error::file("remove", &folder))?;
         }
-        Ok(())
+        fs::create_dir_all(&folder).map_err(Error::file("create", &folder))?;
+        fs::set_permissions(&folder, Permissions::from_mode(0o777))
+            .map_err(Error::file("open up", &folder))?;
+        Ok(folder)
     }
 }
 

@@ -24,8 +24,8 @@ pub(crate) fn fill(share: &Path, options: &Options, suite: &str) -> Result<(), E
     let conf = folder("conf", 0o755)?;
     folder("log", 0o755)?;
     folder("cmd", 0o755)?;
-    // Jobs of ordinary users leave their results here.
-    folder("out", 0o1777)?;
+    // Jobs of ordinary users leave their results here. Not sticky: see `Step::empty_folder`.
+    folder("out", 0o777)?;
     for number in 1..=options.nodes {
         folder(&format!("cmd/{}", node_name(number)), 0o755)?;
     }

@@ -166,8 +166,8 @@ impl QueuePair {
 
     /// Waits until an operation has finished, at most `patience`.
     ///
-    /// A peer that does not answer is known after about 9 s (8 attempts of 1.1 s); a shorter `patience` ends with a
-    /// timeout instead of that answer.
+    /// A NIC knows after about 9 s (8 attempts of 1.1 s) that the peer does not answer; a shorter `patience` ends with a
+    /// timeout instead of that answer. Soft-RoCE tries for ever, so there it is always a timeout.
     ///
     /// # Errors
     /// [`Error::Transfer`] with the operation's own failure, the first failure of this queue pair where this one is

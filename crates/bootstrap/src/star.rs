@@ -1,5 +1,6 @@
 //! The shape of the exchange: rank 0 in the middle, one connection to every other rank.
 
+use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
@@ -166,7 +167,7 @@ fn call(identity: &Identity, secret: &Secret, options: &Options, deadline: Insta
     let root = if identity.nodes.len() == 1 { "127.0.0.1" } else { identity.root_name() };
     let (job, step) = identity.job_and_step();
     let ports = secret.candidate_ports(job, step, &options.ports);
-    let mut tried = Vec::new();
+    let mut tried = Tried::new();
     let mut attempt = FIRST_ATTEMPT;
     let mut pause = *ROUND_PAUSE.start();
     loop {
@@ -174,7 +175,6 @@ fn call(identity: &Identity, secret: &Secret, options: &Options, deadline: Insta
         // Asked anew in each round: a name may become known while nodes boot.
         let addresses = resolve::addresses(root, deadline);
         if let Ok(addresses) = &addresses {
-            tried.clear();
             for &port in &ports {
                 for &address in addresses {
                     let target = SocketAddr::new(address, port);
@@ -220,22 +220,29 @@ fn call_one(
     Ok(Channel::new(wire, keys, 0, identity.root_name()))
 }
 
-/// Counts equal answers, so that 16 refused ports read as one.
-fn note(tried: &mut Vec<(String, IpAddr, Vec<u16>)>, target: SocketAddr, error: &Error) {
+/// What each candidate answered, and whether that was somebody who did not prove himself.
+type Tried = BTreeMap<SocketAddr, (bool, String)>;
+
+/// Keeps a candidate's last answer, but a failed proof rather than the refusals after it: it tells more.
+fn note(tried: &mut Tried, target: SocketAddr, error: &Error) {
     let answer = match error {
-        Error::Socket { source, .. } => source.to_string(),
-        other => other.to_string(),
+        Error::Socket { source, .. } => (false, source.to_string()),
+        other => (true, other.to_string()),
     };
-    match tried.iter_mut().find(|(known, address, _)| *known == answer && *address == target.ip()) {
-        Some((_, _, ports)) => ports.push(target.port()),
-        None => tried.push((answer, target.ip(), vec![target.port()])),
+    let kept = tried.entry(target).or_insert_with(|| answer.clone());
+    if answer.0 || !kept.0 {
+        *kept = answer;
     }
 }
 
-fn summary(tried: &[(String, IpAddr, Vec<u16>)]) -> String {
-    let one = |(answer, address, ports): &(String, IpAddr, Vec<u16>)| {
-        let ports = ports.iter().map(u16::to_string).collect::<Vec<_>>().join(",");
-        format!("{address} ports {ports}: {answer}")
+/// The answers with the ports that gave them, so that 16 refused ports read as one.
+fn summary(tried: &Tried) -> String {
+    let mut by_answer: BTreeMap<(IpAddr, &str), Vec<String>> = BTreeMap::new();
+    for (target, (_, answer)) in tried {
+        by_answer.entry((target.ip(), answer)).or_default().push(target.port().to_string());
+    }
+    let one = |((address, answer), ports): (&(IpAddr, &str), &Vec<String>)| {
+        format!("{address} ports {}: {answer}", ports.join(","))
     };
-    tried.iter().map(one).collect::<Vec<_>>().join("; ")
+    by_answer.iter().map(one).collect::<Vec<_>>().join("; ")
 }

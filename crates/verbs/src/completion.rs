@@ -100,7 +100,8 @@ fn cause(value: status::Type) -> &'static str {
         status::IBV_WC_LOC_LEN_ERR => "the message is longer than the receive buffer it arrived in",
         status::IBV_WC_LOC_PROT_ERR => "the local buffer is not registered for this",
         status::IBV_WC_WR_FLUSH_ERR => {
-            "the queue pair had failed or was closed before; the first error of this pair tells why"
+            "the queue pair had failed or was closed before. If none of its operations failed by itself, the peer stopped \
+             answering or this port changed"
         }
         status::IBV_WC_REM_INV_REQ_ERR => {
             "the peer refused the request: the message may be longer than its receive buffer, or of a kind that its \

@@ -164,7 +164,7 @@ pub enum Error {
     },
     /// Nothing completed in time.
     #[error(
-        "nothing completed on {device} within {waited:.1?}; the peer may have ended, or be busy with something else"
+        "nothing completed on {device} within {waited:.1?}; the peer may have ended, be busy with something else, or be unreachable on this rail"
     )]
     Timeout {
         /// The RDMA device.

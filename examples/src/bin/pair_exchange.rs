@@ -34,7 +34,7 @@ struct Arguments {
     /// How many 8-byte ping-pongs to measure.
     #[arg(long, default_value_t = 20)]
     latency_samples: usize,
-    /// Folder for rank-<rank>.json.
+    /// Folder for a JSON report of each rank.
     #[arg(long, value_name = "DIR")]
     report: Option<PathBuf>,
     /// Seconds that any one wait may take.

@@ -2,7 +2,7 @@
 
 use crate::Error;
 use serde::{Deserialize, Serialize};
-use std::{fs, io, path::Path};
+use std::{fs, path::Path};
 
 /// One rank's report.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -105,15 +105,10 @@ pub struct Latency {
     pub samples: u64,
 }
 
-/// The reports in a folder, by rank. No folder: no reports, for the step may have been refused.
+/// The reports in a folder, by rank.
 pub(super) fn read_all(folder: &Path) -> Result<Vec<RankReport>, Error> {
-    let entries = match fs::read_dir(folder) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(Error::file("list", folder)(error)),
-    };
     let mut reports: Vec<RankReport> = Vec::new();
-    for entry in entries {
+    for entry in fs::read_dir(folder).map_err(Error::file("list", folder))? {
         let path = entry.map_err(Error::file("list", folder))?.path();
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         if name.starts_with("rank-") && name.ends_with(".json") {
