@@ -60,7 +60,8 @@ pub struct NumaNode {
     pub distances: BTreeMap<u32, u32>,
 }
 
-/// A processor package (`/sys/devices/system/cpu/cpu*/topology/physical_package_id`).
+/// A processor package (`physical_package_id` and `core_siblings_list` below
+/// `/sys/devices/system/cpu/cpu*/topology`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Package {
     /// As the kernel numbers it; some firmware skips numbers.

@@ -30,15 +30,26 @@ pub(crate) fn read(tree: &Tree, cpus: &CpuSet) -> Result<Vec<NumaNode>, NodeErro
         .collect()
 }
 
-/// The packages with their online CPUs; empty where the tree has no `topology` folders.
+/// The packages with their online CPUs; empty where the tree has no `topology` folders. The first
+/// CPU of each names the others, so that large machines take few reads.
 pub(crate) fn packages(tree: &Tree, cpus: &CpuSet) -> Result<Vec<Package>, NodeError> {
     let mut packages: BTreeMap<u32, CpuSet> = BTreeMap::new();
+    let mut seen = CpuSet::new();
     for cpu in cpus.iter() {
-        let file = format!("sys/devices/system/cpu/cpu{cpu}/topology/physical_package_id");
-        // Some virtual machines say -1.
-        if let Some(id) = tree.optional_text(&file)?.and_then(|text| text.parse().ok()) {
-            packages.entry(id).or_default().insert(cpu);
+        if seen.contains(cpu) {
+            continue;
         }
+        let folder = format!("sys/devices/system/cpu/cpu{cpu}/topology");
+        // Some virtual machines say -1.
+        let id = tree.optional_text(&format!("{folder}/physical_package_id"))?;
+        let Some(id) = id.and_then(|text| text.parse().ok()) else { continue };
+        let siblings = tree.optional_text(&format!("{folder}/core_siblings_list"))?;
+        let siblings: Option<CpuSet> = siblings.and_then(|text| text.parse().ok());
+        let own: CpuSet = [cpu].into_iter().collect();
+        let all = siblings.map_or_else(|| own.clone(), |all| all.intersection(cpus).union(&own));
+        seen = seen.union(&all);
+        let package = packages.entry(id).or_default();
+        *package = package.union(&all);
     }
     Ok(packages.into_iter().map(|(id, cpus)| Package { id, cpus }).collect())
 }

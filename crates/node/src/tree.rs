@@ -9,7 +9,7 @@ use roce_types::ParseError;
 
 /// The longest file that is believed. The kernel's attributes fit a page; only lists of CPUs on the
 /// largest machines are longer.
-const MAX_FILE: u64 = 256 * 1024;
+const MAX_FILE: usize = 256 * 1024;
 
 /// A file or folder that could not be read, or says what makes no sense.
 #[derive(Debug, thiserror::Error)]
@@ -212,14 +212,25 @@ impl Tree {
 }
 
 /// Reads a file that may belong to a stranger's tree: a pipe doesn't block, a long file doesn't
-/// fill the memory.
+/// fill the memory. Thousands of files are read, so a short one takes no more than two reads.
 fn read_capped(path: &Path) -> io::Result<String> {
-    let file = std::fs::OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path)?;
-    let mut text = String::new();
-    file.take(MAX_FILE + 1).read_to_string(&mut text)?;
-    if text.len() as u64 > MAX_FILE {
-        let problem = format!("longer than {MAX_FILE} bytes, which no file of sysfs is");
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, problem));
+    let mut file = std::fs::OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path)?;
+    let mut bytes = Vec::new();
+    let mut piece = [0; 4096];
+    loop {
+        let read = match file.read(&mut piece) {
+            Ok(read) => read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+        if read == 0 {
+            break;
+        }
+        bytes.extend_from_slice(&piece[..read]);
+        if bytes.len() > MAX_FILE {
+            let problem = format!("longer than {MAX_FILE} bytes, which no file of sysfs is");
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, problem));
+        }
     }
-    Ok(text)
+    String::from_utf8(bytes).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "not text"))
 }

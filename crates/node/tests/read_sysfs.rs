@@ -174,3 +174,58 @@ fn this_machine_can_be_read() {
     assert!(!node.cpus.is_empty());
     assert!(node.netdevs["lo"].addresses.as_ref().unwrap().iter().any(std::net::IpAddr::is_loopback));
 }
+
+#[test]
+fn packages_are_known_with_and_without_the_list_of_siblings() {
+    let root = Root::two_numa_nodes();
+    let topology = |cpu: usize, name: &str| format!("sys/devices/system/cpu/cpu{cpu}/topology/{name}");
+    for cpu in 0..4 {
+        root.file(&topology(cpu, "physical_package_id"), if cpu < 2 { "0\n" } else { "1\n" });
+    }
+    let alone = root.read();
+    let packages: Vec<_> = alone.packages.iter().map(|package| package.cpus.to_string()).collect();
+    assert_eq!(packages, ["0-1", "2-3"]);
+    // CPU 9 is of the package too, but not online.
+    root.file(&topology(0, "core_siblings_list"), "0-1,9\n");
+    assert_eq!(root.read(), alone);
+}
+
+#[test]
+fn a_numa_node_that_does_not_exist_is_not_believed() {
+    let root = Root::two_numa_nodes();
+    root.hardware_nic("mlx5_0", "eth0", "0000:21:00.0", "7\n");
+    assert_eq!(port(&root.read(), "mlx5_0:1").numa_node, None);
+}
+
+#[test]
+fn a_port_zero_is_none() {
+    let root = Root::two_numa_nodes();
+    root.hardware_nic("mlx5_0", "eth0", "0000:21:00.0", "0\n");
+    root.file("sys/class/infiniband/mlx5_0/ports/0/state", "4: ACTIVE\n");
+    assert_eq!(root.read().ports.len(), 1);
+}
+
+#[test]
+fn empty_rows_of_infiniband_have_the_prefix_of_the_subnet() {
+    let root = Root::two_numa_nodes();
+    root.port("mlx4_0", "4: ACTIVE\n");
+    root.file("sys/class/infiniband/mlx4_0/ports/1/link_layer", "InfiniBand\n");
+    root.gid("mlx4_0", 0, "fe80:0000:0000:0000:0002:c903:00f9:bfa1", None);
+    root.gid("mlx4_0", 1, "fe80:0000:0000:0000:0000:0000:0000:0000", None);
+    assert_eq!(port(&root.read(), "mlx4_0:1").gids.len(), 1);
+}
+
+#[test]
+fn a_file_that_is_no_attribute_is_an_error_and_not_read_to_its_end() {
+    let root = Root::two_numa_nodes();
+    for (content, expected) in
+        [("0".repeat(300_000), "longer than 262144 bytes"), ("\u{e9}".into(), "not a CPU")]
+    {
+        root.file("sys/devices/system/cpu/online", &content);
+        let error = roce_node::read(root.0.path()).unwrap_err().to_string();
+        assert!(error.contains("cpu/online") && error.contains(expected), "{error}");
+    }
+    fs::write(root.0.path().join("sys/devices/system/cpu/online"), b"\xff").unwrap();
+    let error = roce_node::read(root.0.path()).unwrap_err().to_string();
+    assert!(error.ends_with("cpu/online: not text"), "{error}");
+}

@@ -1,0 +1,8 @@
+//! The program from end to end, on machines that are built for it: what a user types and sees.
+
+mod common;
+mod errors;
+mod picture;
+mod plan;
+mod show;
+mod task;
