@@ -1,17 +1,11 @@
 //! Carries out one task's row of the plan: CPUs, memory, environment; all of it or nothing.
 
-use std::ffi::OsString;
 use std::io;
 
+use roce_bind::MemoryMode;
 use roce_plan::{Export, MemoryPolicy, TaskPlan};
 use roce_spank::{Failure, Spank};
 use roce_types::CpuSet;
-
-use crate::os::{self, MemoryMode};
-
-/// What an outer step exported, as `NAME=value` separated by spaces. An inner step that finds one of them
-/// unchanged knows that it is the outer step's and not the user's.
-const EXPORTED: &str = "ROCE_EXPORTED";
 
 /// A row that can't be carried out.
 #[derive(Debug, thiserror::Error)]
@@ -37,13 +31,13 @@ pub(crate) fn apply(
     task: &TaskPlan,
     exports: &[Export],
 ) -> Result<Vec<String>, ApplyError> {
-    let before = os::affinity(0).map_err(ApplyError::Affinity)?;
+    let before = roce_bind::affinity(0).map_err(ApplyError::Affinity)?;
     let mut notes = Vec::new();
     let has_policy = bind_memory(&task.memory, &mut notes)?;
     let undo_memory = || {
         if has_policy {
             // It was the default one before, and going back to that can't be refused.
-            let _ = os::set_memory_policy(MemoryMode::Default, &[]);
+            let _ = roce_bind::set_memory_policy(MemoryMode::Default, &[]);
         }
     };
     let has_bound = bind_cpus(&task.cpus, &before).inspect_err(|_| undo_memory())?;
@@ -51,7 +45,7 @@ pub(crate) fn apply(
         undo_memory();
         if has_bound {
             // These CPUs were this task's a moment ago.
-            let _ = os::set_affinity(&before);
+            let _ = roce_bind::set_affinity(&before);
         }
     })?;
     Ok(notes)
@@ -63,7 +57,7 @@ fn bind_cpus(planned: &CpuSet, own: &CpuSet) -> Result<bool, ApplyError> {
     if cpus.is_empty() || cpus == *own {
         return Ok(false);
     }
-    os::set_affinity(&cpus).map_err(|error| ApplyError::Bind { cpus, error })?;
+    roce_bind::set_affinity(&cpus).map_err(|error| ApplyError::Bind { cpus, error })?;
     Ok(true)
 }
 
@@ -71,8 +65,8 @@ fn bind_cpus(planned: &CpuSet, own: &CpuSet) -> Result<bool, ApplyError> {
 fn bind_memory(policy: &MemoryPolicy, notes: &mut Vec<String>) -> Result<bool, ApplyError> {
     let kept = match policy {
         MemoryPolicy::Keep => return Ok(false),
-        MemoryPolicy::Prefer(node) => match os::has_default_memory_policy() {
-            Ok(true) => match os::set_memory_policy(MemoryMode::Preferred, &[*node]) {
+        MemoryPolicy::Prefer(node) => match roce_bind::has_default_memory_policy() {
+            Ok(true) => match roce_bind::set_memory_policy(MemoryMode::Preferred, &[*node]) {
                 Ok(()) => return Ok(true),
                 Err(error) => format!("can't prefer NUMA node {node}: {error}"),
             },
@@ -81,8 +75,8 @@ fn bind_memory(policy: &MemoryPolicy, notes: &mut Vec<String>) -> Result<bool, A
             Err(error) => format!("can't read it: {error}"),
         },
         MemoryPolicy::Bind(nodes) => {
-            if os::has_default_memory_policy().map_err(ApplyError::MemoryPolicy)? {
-                os::set_memory_policy(MemoryMode::Bind, nodes)
+            if roce_bind::has_default_memory_policy().map_err(ApplyError::MemoryPolicy)? {
+                roce_bind::set_memory_policy(MemoryMode::Bind, nodes)
                     .map_err(|error| ApplyError::Memory { nodes: nodes.clone(), error })?;
                 return Ok(true);
             }
@@ -101,27 +95,15 @@ const CHOSEN: &str = "it was chosen before (--mem-bind or numactl)";
 fn export(spank: &Spank<'_>, exports: &[Export]) -> Result<(), Failure> {
     let old = spank.environment(|_| true)?;
     let old_value = |name: &str| old.iter().find(|(known, _)| known == name).map(|(_, value)| value);
-    let outer = old_value(EXPORTED).and_then(|value| value.to_str()).unwrap_or_default();
-    let users_own = |name: &str| old_value(name).is_some_and(|value| !is_exported(outer, name, value));
-    let chosen = exports.iter().filter(|export| export.overwrite || !users_own(export.name));
-    let mut changes: Vec<(&str, Option<&str>)> =
-        chosen.map(|export| (export.name, Some(export.value.as_str()))).collect();
-    let record: Vec<String> =
-        changes.iter().filter_map(|(name, value)| Some(format!("{name}={}", (*value)?))).collect();
-    let record = record.join(" ");
-    changes.push((EXPORTED, Some(&record)));
-    for (name, value) in outer.split(' ').filter_map(|entry| entry.split_once('=')) {
-        let is_stale = old_value(name).is_some_and(|old| old == value);
-        if is_stale && !changes.iter().any(|(changed, _)| *changed == name) {
-            changes.push((name, None));
-        }
-    }
+    let changes = roce_plan::changes(exports.to_vec(), &|name| {
+        old_value(name).map(|value| value.to_string_lossy().into_owned())
+    });
     let set = |name: &str, value: Option<&str>| match value {
         Some(value) => spank.setenv(name, value),
         None => spank.unsetenv(name),
     };
     for (done, (name, value)) in changes.iter().enumerate() {
-        if let Err(failure) = set(name, *value) {
+        if let Err(failure) = set(name, value.as_deref()) {
             for (name, _) in &changes[..done] {
                 // What Slurm took a moment ago it takes again; if not, the first failure says more.
                 let _ = set(name, old_value(name).and_then(|value| value.to_str()));
@@ -132,33 +114,16 @@ fn export(spank: &Spank<'_>, exports: &[Export]) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Was the variable set to this by an outer step?
-fn is_exported(outer: &str, name: &str, value: &OsString) -> bool {
-    outer
-        .split(' ')
-        .any(|entry| entry.split_once('=').is_some_and(|(known, set)| known == name && value == set))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn an_outer_steps_export_is_told_from_a_users_value() {
-        let outer = "UCX_NET_DEVICES=mlx5_0:1 NCCL_IB_HCA==mlx5_0:1";
-        assert!(is_exported(outer, "UCX_NET_DEVICES", &"mlx5_0:1".into()));
-        assert!(is_exported(outer, "NCCL_IB_HCA", &"=mlx5_0:1".into()));
-        assert!(!is_exported(outer, "UCX_NET_DEVICES", &"mlx5_1:1".into()));
-        assert!(!is_exported(outer, "UCX_TLS", &"rc".into()));
-        assert!(!is_exported("", "UCX_NET_DEVICES", &"".into()));
-    }
-
-    #[test]
     fn a_task_is_narrowed_and_never_widened() {
-        let own = os::affinity(0).unwrap();
+        let own = roce_bind::affinity(0).unwrap();
         let elsewhere: CpuSet = "8000".parse().unwrap();
         assert!(!bind_cpus(&elsewhere, &own).unwrap());
         assert!(!bind_cpus(&own.union(&elsewhere), &own).unwrap());
-        assert_eq!(os::affinity(0).unwrap(), own);
+        assert_eq!(roce_bind::affinity(0).unwrap(), own);
     }
 }

@@ -1,5 +1,5 @@
-//! The system calls that the standard library doesn't offer: CPU affinity, memory policy, limits, shared
-//! memory, and srun's own environment.
+//! The system calls that no safe crate offers: the exact memlock limit, shared memory, and srun's own
+//! environment.
 #![expect(unsafe_code, reason = "system calls, and memory that two processes share")]
 
 use std::ffi::CString;
@@ -8,74 +8,8 @@ use std::ops::Deref;
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicU64;
 
-use roce_types::CpuSet;
-
 /// Words of a CPU mask: 8,192 CPUs, the most that Linux can be built for.
 pub(crate) const MASK_WORDS: usize = 128;
-
-/// Words of a memory-node mask: 1,024 nodes, the most that Linux can be built for.
-const NODE_WORDS: usize = 16;
-
-/// The memory policies of `linux/mempolicy.h` that are used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(i32)]
-pub(crate) enum MemoryMode {
-    /// Where the task runs.
-    Default = 0,
-    /// The node while it has room.
-    Preferred = 1,
-    /// The nodes and no other.
-    Bind = 2,
-}
-
-/// The CPUs that a process may run on; 0 is the caller.
-pub(crate) fn affinity(pid: libc::pid_t) -> io::Result<CpuSet> {
-    let mut words = [0_u64; MASK_WORDS];
-    // SAFETY: the kernel writes at most the size that is given, which is the array's; glibc clears the rest.
-    let result = unsafe {
-        libc::sched_getaffinity(pid, size_of_val(&words), words.as_mut_ptr().cast::<libc::cpu_set_t>())
-    };
-    check(result)?;
-    Ok(CpuSet::from_words(&words))
-}
-
-/// Lets the caller run on these CPUs only.
-pub(crate) fn set_affinity(cpus: &CpuSet) -> io::Result<()> {
-    let mut words = [0_u64; MASK_WORDS];
-    for (slot, word) in words.iter_mut().zip(cpus.words()) {
-        *slot = *word;
-    }
-    // SAFETY: the kernel reads the size that is given, which is the array's.
-    check(unsafe {
-        libc::sched_setaffinity(0, size_of_val(&words), words.as_ptr().cast::<libc::cpu_set_t>())
-    })
-}
-
-/// Is the caller's memory policy the default one? If not, the user chose it (`--mem-bind`, `numactl`).
-pub(crate) fn has_default_memory_policy() -> io::Result<bool> {
-    let mut mode = -1_i32;
-    let no_mask = std::ptr::null_mut::<u64>();
-    // SAFETY: the kernel writes one int; with a null mask and no flag it reads and writes nothing else.
-    check(unsafe {
-        libc::syscall(libc::SYS_get_mempolicy, std::ptr::from_mut(&mut mode), no_mask, 0, 0, 0)
-    })?;
-    Ok(mode == MemoryMode::Default as i32)
-}
-
-/// Sets the caller's memory policy.
-pub(crate) fn set_memory_policy(mode: MemoryMode, nodes: &[u32]) -> io::Result<()> {
-    let mut words = [0_u64; NODE_WORDS];
-    for node in nodes {
-        let word = words.get_mut(*node as usize / 64).ok_or(io::ErrorKind::InvalidInput)?;
-        *word |= 1 << (node % 64);
-    }
-    // The kernel takes one bit less than it is told.
-    let bits = words.len() * 64 + 1;
-    let mask = if nodes.is_empty() { std::ptr::null() } else { words.as_ptr() };
-    let bits = if nodes.is_empty() { 0 } else { bits };
-    // SAFETY: the kernel reads `bits - 1` bits, rounded up to words: the array's size, or nothing.
-    check(unsafe { libc::syscall(libc::SYS_set_mempolicy, mode as i32, mask, bits) })
-}
 
 /// Sets the memlock limit to this many bytes, `None` to no limit; the hard limit only rises.
 ///
@@ -180,36 +114,6 @@ mod tests {
     use std::sync::atomic::Ordering;
 
     use super::*;
-
-    #[test]
-    fn affinity_is_set_and_read_back() {
-        let before = affinity(0).unwrap();
-        let one: CpuSet = before.iter().take(1).collect();
-        std::thread::scope(|scope| {
-            let bound = scope.spawn(|| {
-                set_affinity(&one)?;
-                affinity(0)
-            });
-            assert_eq!(bound.join().unwrap().unwrap(), one);
-        });
-        assert_eq!(affinity(0).unwrap(), before);
-        assert!(set_affinity(&CpuSet::new()).is_err());
-    }
-
-    #[test]
-    fn memory_policy_is_set_for_the_calling_thread_and_undone() {
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                assert!(has_default_memory_policy().unwrap());
-                set_memory_policy(MemoryMode::Bind, &[0]).unwrap();
-                assert!(!has_default_memory_policy().unwrap());
-                set_memory_policy(MemoryMode::Default, &[]).unwrap();
-                assert!(has_default_memory_policy().unwrap());
-                assert!(set_memory_policy(MemoryMode::Bind, &[1023]).is_err());
-                assert!(set_memory_policy(MemoryMode::Bind, &[1024]).is_err());
-            });
-        });
-    }
 
     #[test]
     fn shared_words_are_seen_by_a_forked_process() {

@@ -147,7 +147,7 @@ pub(crate) fn task_post_fork(spank: &Spank<'_>, _: &[&CStr]) -> Verdict {
     let state = state();
     if let Some(Step { facts: Ok(facts), .. }) = &state.step {
         match (spank.task_id(), spank.task_pid()) {
-            (Ok(task), Ok(pid)) => facts.table.record(task, os::affinity(pid)),
+            (Ok(task), Ok(pid)) => facts.table.record(task, roce_bind::affinity(pid)),
             // The row stays empty, and the tasks say so.
             (Err(error), _) | (_, Err(error)) => report::log(&error),
         }

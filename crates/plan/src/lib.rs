@@ -7,6 +7,7 @@
 
 mod cpus;
 mod distance;
+mod environment;
 mod exports;
 mod gid;
 mod nics;
@@ -19,6 +20,7 @@ mod traffic_class;
 
 pub use cpus::MemoryPolicy;
 pub use distance::{CpuDistance, Distance, GpuDistance};
+pub use environment::{Change, changes};
 pub use exports::{Export, exports};
 pub use gid::{GidRejection, GidSearch, RejectedGid, choose_gid};
 pub use nics::{Nic, PhysicalPort, PortRejection};

@@ -87,7 +87,7 @@ pub(crate) fn pool(node: &Node, request: &Request, site: &Site) -> Pool {
         NicSelection::Names(names) => Some(names.as_slice()),
         _ => None,
     };
-    let rails = rails(node, site);
+    let rails = rails(node, request, site);
     // Whoever names a port, user or site, knows its rate.
     let fastest =
         if named.is_none() && site.nics.include.is_empty() { fastest(node, request, site) } else { None };
@@ -189,13 +189,14 @@ pub(crate) fn matches_entry(port: &RdmaPort, entry: &str) -> bool {
 /// The rail of each port. Where the site lists its rails, the position in that list; a port that
 /// is in none, or every port without a list, is numbered in the node's order (PCI address), down
 /// ports counted too, so that a cable that falls out doesn't move the rails behind it.
-fn rails(node: &Node, site: &Site) -> Vec<u32> {
+fn rails(node: &Node, request: &Request, site: &Site) -> Vec<u32> {
     let entries = &site.nics.rails;
     let mut next = u32::try_from(entries.len()).unwrap_or(u32::MAX);
     let number = |port: &RdmaPort| {
         let listed = entries.iter().position(|entry| matches_entry(port, entry));
         listed.and_then(|position| u32::try_from(position).ok()).unwrap_or_else(|| {
-            let usable = port.link_layer == LinkLayer::Ethernet && site_allows(port, site).is_ok();
+            let counts = port.link_layer == LinkLayer::Ethernet || request.link_layers == LinkLayers::Any;
+            let usable = counts && site_allows(port, site).is_ok();
             let rail = next;
             next += u32::from(usable);
             rail

@@ -69,7 +69,7 @@ fn planned(node: &Node, options: &[(RoceOption, &str)]) -> String {
 fn every_machine_has_the_plan_that_the_rules_give() {
     for shipped in roce_machines::all() {
         let machine = shipped.machine().unwrap();
-        let root = tempfile::tempdir().unwrap();
+        let root = roce_machines::scratch().unwrap();
         machine.build(root.path()).unwrap();
         let node = roce_node::read(root.path()).unwrap();
         insta::assert_snapshot!(shipped.name, planned(&node, &[]));
@@ -78,7 +78,7 @@ fn every_machine_has_the_plan_that_the_rules_give() {
 
 #[test]
 fn all_nics_and_the_other_policies_on_the_largest_machine() {
-    let root = tempfile::tempdir().unwrap();
+    let root = roce_machines::scratch().unwrap();
     roce_machines::named("dgx_h100").unwrap().build(root.path()).unwrap();
     let node = roce_node::read(root.path()).unwrap();
     let mut text = String::new();

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use crate::cli::{EnvArgs, Format};
-use crate::environment::Change;
 use crate::step::Step;
 use crate::{in_full, print};
+use roce_plan::Change;
 
 pub(crate) fn run(arguments: &EnvArgs) -> anyhow::Result<()> {
     let step = Step::of("env", &arguments.rank, &arguments.node, &arguments.site, &arguments.roce)?;

@@ -7,7 +7,6 @@
 mod capture;
 mod cli;
 mod env;
-mod environment;
 mod exec;
 mod layout;
 mod manual;

@@ -6,10 +6,10 @@ use roce_plan::{Plan, Request, Site, Task, exports, plan};
 use roce_types::{CpuSet, PciAddress};
 
 use crate::cli::{Distribution, NodeArgs, RankArgs, RoceArgs, SiteArgs};
-use crate::environment::{self, Change};
 use crate::rank::{self, Rank};
 use crate::source::Source;
 use crate::{layout, request};
+use roce_plan::Change;
 
 /// What this task is to do.
 pub(crate) struct Step {
@@ -54,7 +54,7 @@ impl Step {
     /// What the plan changes in this task's environment.
     pub(crate) fn changes(&self, plan: &Plan) -> Vec<Change> {
         let variable = |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
-        environment::changes(exports(plan, self.rank.local, &self.site), &variable)
+        roce_plan::changes(exports(plan, self.rank.local, &self.site), &variable)
     }
 }
 

@@ -1,17 +1,19 @@
 //! What changes in a task's environment: the plan's exports, less what the user has set.
 
-use roce_plan::Export;
+use crate::exports::Export;
 
 /// What has been exported, as `NAME=value` separated by spaces. An inner step that finds one of
-/// these unchanged knows that it is not the user's. The plugin reads and writes it too.
+/// these unchanged knows that it is not the user's. The plugin and rocectl keep it alike.
 const EXPORTED: &str = "ROCE_EXPORTED";
 
 /// A variable and its new value; `None` removes it.
-pub(crate) type Change = (String, Option<String>);
+pub type Change = (String, Option<String>);
 
 /// The exports, except those that the user has set and the site doesn't overwrite; and the removal
-/// of those that an outer step has left and this plan hasn't.
-pub(crate) fn changes(exports: Vec<Export>, variable: &dyn Fn(&str) -> Option<String>) -> Vec<Change> {
+/// of those that an outer step has left and this plan hasn't. `variable` looks up the environment as
+/// it is.
+#[must_use]
+pub fn changes(exports: Vec<Export>, variable: &dyn Fn(&str) -> Option<String>) -> Vec<Change> {
     let record = variable(EXPORTED).unwrap_or_default();
     let outer: Vec<(&str, &str)> = record.split(' ').filter_map(|entry| entry.split_once('=')).collect();
     let is_outers = |name: &str, value: &str| outer.contains(&(name, value));
