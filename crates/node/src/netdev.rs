@@ -10,6 +10,10 @@ pub(crate) fn read(tree: &Tree, problems: &mut Vec<String>) -> Result<BTreeMap<S
         let folder = format!("sys/class/net/{name}");
         // `bonding_masters` is a file among the interfaces.
         if !tree.is_folder(&folder) {
+            // Some tools capture the links to virtual interfaces without the interfaces.
+            if tree.link_name(&folder).is_some() {
+                problems.push(format!("network interface {name} is left out: the tree doesn't hold it"));
+            }
             continue;
         }
         match read_one(tree, &folder) {
