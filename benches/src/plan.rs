@@ -104,7 +104,9 @@ fn processes(root: &Path) -> Result<(Vec<f64>, Vec<f64>)> {
         theirs.push(run(Command::new("lstopo-no-graphics")
             .args(["--whole-io", "--of", "console"])
             .env("HWLOC_FSROOT", root)
-            .env("HWLOC_THISSYSTEM", "0"))?);
+            .env("HWLOC_THISSYSTEM", "0")
+            // Else it asks the processor of this machine about caches, and complains that it isn't the tree's.
+            .env("HWLOC_COMPONENTS", "-x86"))?);
     }
     Ok((ours, theirs))
 }

@@ -2,7 +2,7 @@
 //!
 //! `cargo run -p roce-lab --example run -- 'srun -N2 cat /sys/class/infiniband/rxe0/ports/1/gids/1'`
 
-use roce_lab::{Cluster, GuestRoot, Interrupt, Options, wire::Table};
+use roce_lab::{Cluster, GuestRoot, Interrupt, Options, Software, wire::Table};
 use std::{
     path::Path,
     time::{Duration, Instant},
@@ -13,7 +13,7 @@ fn main() -> Result<(), roce_lab::Error> {
     let start = Instant::now();
     let told = |what: &str| eprintln!("{:6.1} s  {what}", start.elapsed().as_secs_f64());
     let interrupt = Interrupt::on_signals()?;
-    let root = GuestRoot::ensure(Path::new("target/lab"), "trixie", &interrupt)?;
+    let root = GuestRoot::ensure(Path::new("target/lab"), "trixie", Software::Rdma, &interrupt)?;
     told("guest root");
     let cluster = Cluster::boot(&root, Options::new("target/lab/example"), &interrupt)?;
     told(&format!("cluster, by {}", cluster.accelerator()));

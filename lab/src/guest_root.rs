@@ -20,6 +20,8 @@ use std::{
 
 const PACKAGES: &str = "slurmd,slurmctld,slurm-client,munge,rdma-core,ibverbs-utils,perftest,linux-image-amd64,\
                         iproute2,kmod,mount,procps,busybox-static,cpio";
+/// Open MPI over UCX, and a program to run on it.
+const MPI_PACKAGES: &str = "openmpi-bin,netpipe-openmpi";
 const INIT: &str = include_str!("../guest/init.sh");
 const INITRD_INIT: &str = include_str!("../guest/initrd-init.sh");
 const MAKE_INITRD: &str = include_str!("../guest/make-initrd.sh");
@@ -28,13 +30,32 @@ const ADD_USER: &str = "echo 'user:x:1000:1000::/home/user:/bin/bash' >> \"$1/et
                         echo 'user:x:1000:' >> \"$1/etc/group\" && \
                         install -d -o 1000 -g 1000 \"$1/home/user\"";
 /// The image is sparse: this is room for logs, not space on the host.
-const IMAGE_SIZE: &str = "1200M";
+const IMAGE_SIZE: &str = "2000M";
+
+/// What is in a root beside Slurm.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Software {
+    /// rdma-core and perftest.
+    #[default]
+    Rdma,
+    /// Open MPI over UCX too, which takes twice as long to install.
+    Mpi,
+}
+
+/// The Debian packages of a root, as mmdebstrap takes them.
+fn packages(software: Software) -> String {
+    match software {
+        Software::Rdma => PACKAGES.to_owned(),
+        Software::Mpi => format!("{PACKAGES},{MPI_PACKAGES}"),
+    }
+}
 
 /// A disk image that guests boot from, with its kernel.
 #[derive(Debug, Clone)]
 pub struct GuestRoot {
     folder: PathBuf,
     suite: String,
+    software: Software,
     cache: PathBuf,
 }
 
@@ -43,8 +64,13 @@ impl GuestRoot {
     ///
     /// # Errors
     /// [`Error::NoMirror`]; [`Error::Program`] if a step fails, with its log; [`Error::Interrupted`].
-    pub fn ensure(cache: &Path, suite: &str, interrupt: &Interrupt) -> Result<Self, Error> {
-        let root = Self::at(cache, suite)?;
+    pub fn ensure(
+        cache: &Path,
+        suite: &str,
+        software: Software,
+        interrupt: &Interrupt,
+    ) -> Result<Self, Error> {
+        let root = Self::at(cache, suite, software)?;
         // Two runs at once must not make it twice; the second finds it made.
         let lock_path = cache.join("lock");
         let mut lock = File::create(&lock_path).map_err(Error::file("create", &lock_path))?;
@@ -66,12 +92,13 @@ impl GuestRoot {
     ///
     /// # Errors
     /// [`Error::File`] if the cache folder can't be made.
-    pub fn at(cache: &Path, suite: &str) -> Result<Self, Error> {
+    pub fn at(cache: &Path, suite: &str, software: Software) -> Result<Self, Error> {
         fs::create_dir_all(cache).map_err(Error::file("create", cache))?;
         let cache = cache.canonicalize().map_err(Error::file("find", cache))?;
-        let recipe = [PACKAGES, INIT, INITRD_INIT, MAKE_INITRD, ADD_USER, IMAGE_SIZE].join("\0");
+        let packages = packages(software);
+        let recipe = [&packages, INIT, INITRD_INIT, MAKE_INITRD, ADD_USER, IMAGE_SIZE].join("\0");
         let folder = cache.join(format!("root.{suite}.{:016x}", fnv1a(recipe.as_bytes())));
-        Ok(Self { folder, suite: suite.into(), cache })
+        Ok(Self { folder, suite: suite.into(), software, cache })
     }
 
     /// Whether it has been made.
@@ -154,7 +181,7 @@ impl GuestRoot {
                 ["doc", "man", "locale", "info"]
                     .map(|kind| format!("--dpkgopt=path-exclude=/usr/share/{kind}/*")),
             )
-            .arg(format!("--include={PACKAGES}"))
+            .arg(format!("--include={}", packages(self.software)))
             .arg(format!("--customize-hook={ADD_USER}"))
             .arg(format!("--customize-hook=install -m 755 {} \"$1/sbin/lab-init\"", quoted(&at("lab-init"))))
             .arg(format!("--customize-hook=cp {} \"$1/tmp/\"", quoted(&at("lab-initrd-init"))))
@@ -222,8 +249,8 @@ mod tests {
     #[test]
     fn a_root_is_looked_for_under_its_suite_and_recipe() -> Result<(), Error> {
         let cache = tempfile::tempdir().map_err(Error::file("create", "a temporary folder"))?;
-        let trixie = GuestRoot::at(cache.path(), "trixie")?;
-        let bookworm = GuestRoot::at(cache.path(), "bookworm")?;
+        let trixie = GuestRoot::at(cache.path(), "trixie", Software::Rdma)?;
+        let bookworm = GuestRoot::at(cache.path(), "bookworm", Software::Rdma)?;
         assert!(!trixie.exists());
         assert_ne!(trixie.disk(), bookworm.disk());
         Ok(())

@@ -5,13 +5,13 @@
 //! wires run through this process, which writes every frame into a capture.
 //!
 //! ```no_run
-//! use roce_lab::{Cluster, GuestRoot, Interrupt, Options};
+//! use roce_lab::{Cluster, GuestRoot, Interrupt, Options, Software};
 //! use std::{path::Path, time::Duration};
 //!
 //! # fn main() -> Result<(), roce_lab::Error> {
 //! let interrupt = Interrupt::on_signals()?;
 //! let cache = Path::new("target/lab");
-//! let root = GuestRoot::ensure(cache, "trixie", &interrupt)?;
+//! let root = GuestRoot::ensure(cache, "trixie", Software::Rdma, &interrupt)?;
 //! let options = Options::new("target/lab/run");
 //! let cluster = Cluster::boot(&root, options, &interrupt)?;
 //! let mark = cluster.captures().mark();
@@ -45,7 +45,7 @@ pub use accelerator::Accelerator;
 pub use cluster::Cluster;
 pub use command::Output;
 pub use error::{Error, GuestFault};
-pub use guest_root::GuestRoot;
+pub use guest_root::{GuestRoot, Software};
 pub use interrupt::Interrupt;
 pub use options::Options;
 pub use process::Process;

@@ -16,6 +16,9 @@ pub(crate) const PLUGIN: &str = "ROCE_PLUGIN";
 /// The example's path, as above.
 pub(crate) const PAIR_EXCHANGE: &str = "ROCE_PAIR_EXCHANGE";
 
+/// rocectl's path, for tests, as above.
+pub(crate) const ROCECTL: &str = "ROCE_ROCECTL";
+
 /// The files, as absolute paths.
 #[derive(Debug, Clone)]
 pub(crate) struct Artifacts {
@@ -53,15 +56,29 @@ pub(crate) fn build(log: &Path, interrupt: &Interrupt) -> Result<Artifacts> {
         "pair_exchange",
     ]);
     run_logged("cargo build --release of the plugin and the example", command, log, interrupt)?;
-    let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from);
-    let built = |name: &str| {
-        let path = target.join("release").join(name);
-        path.canonicalize().with_context(|| format!("cargo built no {}", path.display()))
-    };
     Ok(Artifacts {
         plugin: plugin.map_or_else(|| built("libspank_roce.so"), Ok)?,
         pair_exchange: pair_exchange.map_or_else(|| built("pair_exchange"), Ok)?,
     })
+}
+
+/// Builds rocectl. In a build of its own: in one with the plugin, cargo would give the plugin the XML and archives that
+/// rocectl reads.
+pub(crate) fn build_rocectl(log: &Path, interrupt: &Interrupt) -> Result<PathBuf> {
+    if let Some(given) = given(ROCECTL)? {
+        return Ok(given);
+    }
+    let mut command = cargo();
+    command.args(["build", "--release", "-p", "rocectl"]);
+    run_logged("cargo build --release of rocectl", command, log, interrupt)?;
+    built("rocectl")
+}
+
+/// What cargo built.
+fn built(name: &str) -> Result<PathBuf> {
+    let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from);
+    let path = target.join("release").join(name);
+    path.canonicalize().with_context(|| format!("cargo built no {}", path.display()))
 }
 
 /// The file that an environment variable names.

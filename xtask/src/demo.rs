@@ -10,7 +10,7 @@ use crate::{
 };
 use anyhow::{Context, Result};
 use roce_lab::{
-    Accelerator, Cluster, GuestRoot, Interrupt, Options,
+    Accelerator, Cluster, GuestRoot, Interrupt, Options, Software,
     packages::Need,
     scenario::{Check, Expectation, RankReport, Step, StepResult, judge},
 };
@@ -68,7 +68,7 @@ struct WireRow {
 pub(crate) fn run(arguments: &Arguments, interrupt: &Interrupt) -> Result<ExitCode> {
     let progress = Progress::new();
     packages::ensure(Need::Demo, &progress, interrupt)?;
-    let (root, artifacts) = prepare(&arguments.suite, &progress, interrupt)?;
+    let (root, artifacts) = prepare(&arguments.suite, Software::Rdma, &progress, interrupt)?;
 
     let step = progress.step("booting 2 guests with 2 NUMA nodes and 2 rails each");
     let options = Options {
@@ -113,11 +113,12 @@ pub(crate) fn steps() -> [(Step, Expectation); 2] {
 /// The guests' root and the programs, side by side: one waits for the network while the other compiles.
 pub(crate) fn prepare(
     suite: &str,
+    software: Software,
     progress: &Progress,
     interrupt: &Interrupt,
 ) -> Result<(GuestRoot, Artifacts)> {
     let cache = Path::new(CACHE);
-    let exists = GuestRoot::at(cache, suite)?.exists();
+    let exists = GuestRoot::at(cache, suite, software)?.exists();
     if !exists {
         // At the terminal, before progress is drawn over sudo's question.
         roce_lab::packages::authorise()?;
@@ -127,7 +128,7 @@ pub(crate) fn prepare(
         let root = scope.spawn(|| {
             let what = if exists { "checking" } else { "making, once," };
             let step = progress.step(format!("{what} the guests' root, Debian {suite}"));
-            let root = GuestRoot::ensure(cache, suite, interrupt)?;
+            let root = GuestRoot::ensure(cache, suite, software, interrupt)?;
             step.done("");
             Ok::<_, anyhow::Error>(root)
         });

@@ -8,7 +8,7 @@ use crate::{
 use anyhow::Result;
 use clap::ValueEnum;
 use nix::unistd::Uid;
-use roce_lab::{Interrupt, Process, packages::Need};
+use roce_lab::{Interrupt, Process, Software, packages::Need};
 use std::{
     env,
     process::{Command, ExitCode},
@@ -77,7 +77,7 @@ pub(crate) fn run(arguments: &Arguments, interrupt: &Interrupt) -> Result<ExitCo
         .filter(|tier| arguments.only.is_empty() || arguments.only.contains(tier))
         .collect();
     let artifacts = if tiers.contains(&Tier::Lab) {
-        Some(demo::prepare("trixie", &progress, interrupt)?.1)
+        Some(demo::prepare("trixie", Software::Mpi, &progress, interrupt)?.1)
     } else if tiers.iter().any(|tier| tier.needs_artifacts()) {
         let step = progress.step("building the plugin and the example for release");
         std::fs::create_dir_all(demo::CACHE)?;
@@ -88,12 +88,25 @@ pub(crate) fn run(arguments: &Arguments, interrupt: &Interrupt) -> Result<ExitCo
         None
     };
 
+    let rocectl = if tiers.contains(&Tier::Lab) {
+        let step = progress.step("building rocectl for release");
+        let rocectl =
+            artifacts::build_rocectl(&std::path::Path::new(demo::CACHE).join("build.log"), interrupt)?;
+        step.done("");
+        Some(rocectl)
+    } else {
+        None
+    };
+
     let mut verdicts = Vec::new();
     let mut failed = false;
     for tier in tiers {
         let mut command = command(tier, artifacts.as_ref(), &arguments.arguments);
         let shown: Vec<_> = tier.cargo_arguments().iter().chain([&""]).copied().collect();
         progress.line(format!("\n==== {}: cargo {}", tier.name(), shown.join(" ").trim_end()));
+        if let Some(rocectl) = &rocectl {
+            command.env(artifacts::ROCECTL, rocectl);
+        }
         let start = Instant::now();
         // Its own output is the progress.
         command.env("CARGO_TERM_PROGRESS_WHEN", "never");
@@ -124,7 +137,7 @@ fn command(tier: Tier, artifacts: Option<&Artifacts>, arguments: &[String]) -> C
     }
     // Where nobody reads along, a test that was skipped must not look like one that passed.
     if env::var_os("CI").is_some() && env::var_os("ROCE_REQUIRE").is_none() {
-        command.env("ROCE_REQUIRE", "slurm,lab");
+        command.env("ROCE_REQUIRE", "slurm,lab,data");
     }
     // slurmd needs root; guests don't.
     if tier == Tier::Slurm && !Uid::effective().is_root() {

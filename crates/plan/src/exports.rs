@@ -107,12 +107,16 @@ fn own(plan: &Plan, task: &TaskPlan, site: &Site) -> Vec<(&'static str, String, 
 }
 
 /// UCX 1.10 and later (`ucx_info -c -f`). Without a common GID index it is left to UCX's `auto`.
+///
+/// Open MPI prefers UCX to TCP only on devices of drivers that it lists, `mlx*` by default
+/// (`ompi_info --param pml ucx --level 9`): with a plan, every planned device is good.
 fn ucx(plan: &Plan, task: &TaskPlan) -> Vec<Variable> {
     vec![
         variable("UCX_NET_DEVICES", Some(ports(&task.nics))),
         variable("UCX_IB_GID_INDEX", common_gid_index(&task.nics)),
         variable("UCX_IB_TRAFFIC_CLASS", byte(plan)),
         variable("UCX_IB_SL", service_level(plan)),
+        variable("OMPI_MCA_pml_ucx_devices", Some("any".to_owned())),
     ]
 }
 

@@ -1,7 +1,7 @@
 //! The cluster that the controls share, booted by the first that asks for it.
 
 use libtest_mimic::Failed;
-use roce_lab::{Cluster, Error, GuestRoot, Interrupt, Options, Output, packages, scenario};
+use roce_lab::{Cluster, Error, GuestRoot, Interrupt, Options, Output, Software, packages, scenario};
 use std::{
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -35,7 +35,7 @@ impl Lab {
     }
 
     pub(crate) fn root(&self) -> Result<GuestRoot, Failed> {
-        Ok(GuestRoot::ensure(&roce_tests::target().join("lab"), "trixie", &self.interrupt)?)
+        Ok(GuestRoot::ensure(&roce_tests::target().join("lab"), "trixie", Software::Mpi, &self.interrupt)?)
     }
 
     /// The cluster, with the plugin required by plugstack.conf and no site file.
@@ -56,7 +56,10 @@ impl Lab {
     fn boot(&self) -> Result<Cluster, Failed> {
         let options = Options {
             plugin: Some(roce_tests::artifact("ROCE_PLUGIN", "libspank_roce.so")?),
-            programs: vec![roce_tests::artifact("ROCE_PAIR_EXCHANGE", "pair_exchange")?],
+            programs: vec![
+                roce_tests::artifact("ROCE_PAIR_EXCHANGE", "pair_exchange")?,
+                roce_tests::artifact("ROCE_ROCECTL", "rocectl")?,
+            ],
             ..Options::new(results("cluster"))
         };
         Ok(Cluster::boot(&self.root()?, options, &self.interrupt)?)

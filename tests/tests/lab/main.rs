@@ -4,6 +4,7 @@
 mod classes;
 mod demo;
 mod lab;
+mod mpi;
 mod no_rdma;
 mod peers;
 mod refused;
@@ -54,6 +55,7 @@ fn controls() -> Vec<Control> {
         demo::CONTROLS,
         classes::CONTROLS,
         peers::CONTROLS,
+        mpi::CONTROLS,
         refused::CONTROLS,
         untouched::CONTROLS,
     ]

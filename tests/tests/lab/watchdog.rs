@@ -5,7 +5,7 @@ use crate::{
     lab::{Lab, ensure, results},
 };
 use libtest_mimic::Failed;
-use roce_lab::{Cluster, Error, GuestFault, GuestRoot, Interrupt, Options};
+use roce_lab::{Cluster, Error, GuestFault, GuestRoot, Interrupt, Options, Software};
 use std::{
     env, fs,
     path::{Path, PathBuf},
@@ -165,7 +165,7 @@ pub(crate) fn child(folder: &Path) -> ExitCode {
         ..Options { results: folder.into(), ..one_guest("") }
     };
     let interrupt = Interrupt::default();
-    let result = GuestRoot::ensure(&roce_tests::target().join("lab"), "trixie", &interrupt)
+    let result = GuestRoot::ensure(&roce_tests::target().join("lab"), "trixie", Software::Mpi, &interrupt)
         .and_then(|root| Cluster::boot(&root, options, &interrupt));
     eprintln!("this process was to be killed: {result:?}");
     ExitCode::FAILURE
