@@ -5,6 +5,7 @@
 //! | `cargo xtask demo` | shows the whole path on a cluster of guests: from an option of srun to a DSCP on a wire |
 //! | `cargo xtask test` | runs every test |
 //! | `cargo xtask bench NAME` | measures against a peer or a limit |
+//! | `cargo xtask soak NAME` | runs what takes too long for every test run |
 //!
 //! All install the Debian packages that are missing, build what they need, keep what they made under `target/`, can be
 //! repeated, and leave no process behind.
@@ -14,6 +15,7 @@ mod bench;
 mod demo;
 mod packages;
 mod progress;
+mod soak;
 mod test;
 
 use clap::{Parser, Subcommand};
@@ -38,6 +40,8 @@ enum Command {
     Demo(demo::Arguments),
     /// Measure against a peer or a limit: plan
     Bench(bench::Arguments),
+    /// Run what takes too long for every test run: fuzz
+    Soak(soak::Arguments),
     /// Run every test: format, lints, units, the plugin in a real Slurm, the whole path in guests
     Test(test::Arguments),
 }
@@ -50,6 +54,7 @@ fn main() -> ExitCode {
         match arguments.command {
             Command::Demo(arguments) => demo::run(&arguments, &interrupt),
             Command::Bench(arguments) => bench::run(&arguments, &interrupt),
+            Command::Soak(arguments) => soak::run(&arguments, &interrupt),
             Command::Test(arguments) => test::run(&arguments, &interrupt),
         }
     });
