@@ -46,7 +46,10 @@ pub enum GidRejection {
     /// `fe80::/10` or `169.254.0.0/16`.
     #[error("link-local")]
     LinkLocal,
-    /// The row has no network interface, or one that doesn't exist.
+    /// The row has no network interface.
+    #[error("it has no netdev")]
+    NoNetdev,
+    /// The row's network interface doesn't exist.
     #[error("its netdev {0} is missing")]
     NetdevMissing(String),
     /// The interface is down.
@@ -123,8 +126,7 @@ fn usable_row(port: &RdmaPort, row: &GidRow, node: &Node, request: &Request) -> 
         return Err(GidRejection::LinkLocal);
     }
     let Some(name) = row.netdev.clone() else {
-        let missing = GidRejection::NetdevMissing("(unknown)".to_owned());
-        return if accept_unknown { Ok(()) } else { Err(missing) };
+        return if accept_unknown { Ok(()) } else { Err(GidRejection::NoNetdev) };
     };
     let Some(netdev) = node.netdevs.get(&name) else { return Err(GidRejection::NetdevMissing(name)) };
     // Virtual interfaces may say "unknown" while they work.

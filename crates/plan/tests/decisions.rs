@@ -299,3 +299,137 @@ fn errors_name_the_option_what_was_found_and_what_is_allowed() {
         .collect();
     insta::assert_snapshot!(lines.join("\n"));
 }
+
+/// Every reason against a GID row, as `rocectl show -v` and errors print it.
+#[test]
+fn every_reason_against_a_gid_row_is_told() {
+    let mut node = two_rails();
+    node.ports.truncate(1);
+    let netdev = |operstate: &str, carrier| Netdev {
+        operstate: operstate.into(),
+        carrier,
+        addresses: Some(Vec::new()),
+        ..Netdev::default()
+    };
+    node.netdevs.insert("eth_down".into(), netdev("down", None));
+    node.netdevs.insert("eth_unplugged".into(), netdev("up", Some(false)));
+    let row = |index, gid: &str, kind: Option<GidKind>, netdev: Option<&str>| GidRow {
+        index,
+        gid: gid.parse().unwrap(),
+        kind,
+        netdev: netdev.map(str::to_owned),
+    };
+    let v2 = Some(GidKind::RoceV2);
+    node.ports[0].gids = vec![
+        row(0, "::ffff:10.0.0.1", Some(GidKind::RoceV1), Some("eth0")),
+        row(1, "::ffff:10.0.0.1", Some(GidKind::Other("RoCE v3".into())), Some("eth0")),
+        row(2, "::ffff:10.0.0.1", None, Some("eth0")),
+        row(3, "::ffff:224.0.0.1", v2.clone(), Some("eth0")),
+        row(4, "::ffff:169.254.0.1", v2.clone(), Some("eth0")),
+        row(5, "::ffff:10.0.0.1", v2.clone(), None),
+        row(6, "::ffff:10.0.0.1", v2.clone(), Some("eth9")),
+        row(7, "::ffff:10.0.0.1", v2.clone(), Some("eth_down")),
+        row(8, "::ffff:10.0.0.1", v2.clone(), Some("eth_unplugged")),
+        row(9, "::ffff:10.0.0.9", v2.clone(), Some("eth0")),
+        row(10, "::ffff:10.0.0.1", v2, Some("eth0")),
+    ];
+    let told = |node: &Node, option: (RoceOption, &str)| {
+        let request = request(&[option]);
+        let search = roce_plan::choose_gid(&node.ports[0], node, &request, &Site::default());
+        let lines = search.rejected.iter().map(|row| format!("{} {}: {}", row.index, row.gid, row.reason));
+        lines.collect::<Vec<_>>().join("\n")
+    };
+    let mut text = told(&node, (RoceOption::Gid, "auto"));
+    node.ports[0].gids.drain(..10);
+    for selection in ["ipv6", "10.1.0.0/16", "3"] {
+        text += &format!("\n{}", told(&node, (RoceOption::Gid, selection)));
+    }
+    node.ports[0].gids[0].gid = "fd00::1".parse().unwrap();
+    node.netdevs.get_mut("eth0").unwrap().addresses = None;
+    text += &format!("\n{}", told(&node, (RoceOption::Gid, "ipv4")));
+    node.ports[0].state = PortState::Other("INIT".into());
+    text += &format!("\n{}", told(&node, (RoceOption::Gid, "auto")));
+    node.ports[0].state = PortState::Active;
+    node.ports[0].link_layer = LinkLayer::InfiniBand;
+    text += &format!("\n{}", told(&node, (RoceOption::Gid, "auto")));
+    insta::assert_snapshot!(text);
+}
+
+/// Every reason against a port.
+#[test]
+fn every_reason_against_a_port_is_told() {
+    let mut node = two_rails();
+    for (number, device) in (2..).zip(["mlx5_2", "mlx5_3", "mlx5_4", "mlx5_5", "mlx5_6"]) {
+        add_nic(&mut node, device, &format!("eth{number}"), Some(0), &format!("10.0.{number}.1"));
+    }
+    node.ports[1].link_layer = LinkLayer::InfiniBand;
+    node.ports[2].state = PortState::Other("DOWN".into());
+    node.ports[3].rate_mbit = Some(25_000);
+    node.ports[4].gids.clear();
+    node.ports[5].gids.truncate(1);
+    let told = |options: &[(RoceOption, &str)], site: &str| {
+        let site = Site::parse(site, "roce.toml").unwrap();
+        let plan = plan(&node, &request_at(options, &site), &site, &tasks(&["0"])).unwrap();
+        let lines = plan.rejected.iter().map(|(port, reason)| format!("{port}: {reason}"));
+        lines.collect::<Vec<_>>().join("\n")
+    };
+    let text = [
+        told(&[], "[nics]\nexclude = [\"mlx5_6\"]"),
+        told(&[], "[nics]\ninclude = [\"mlx5_0\"]"),
+        told(&[(RoceOption::Nics, "mlx5_0")], ""),
+    ];
+    insta::assert_snapshot!(text.join("\n\n"));
+}
+
+/// Every way of being near or far, and of being placed.
+#[test]
+fn every_reason_for_a_nic_is_told() {
+    let mut node = two_rails();
+    let place = |bridges: &[&str], address: &str, host: &str| roce_node::PciPlace {
+        address: address.parse().unwrap(),
+        host_bridge: host.into(),
+        bridges: bridges.iter().map(|bridge| bridge.parse().unwrap()).collect(),
+    };
+    node.ports.truncate(1);
+    let switch = ["0000:20:01.0", "0000:21:00.0", "0000:22:00.0"];
+    node.ports[0].pci = Some(place(&switch, "0000:23:00.0", "pci0000:20"));
+    let mut gpu = |bridges: &[&str], address: &str, host: &str, numa_node| {
+        let pci = place(bridges, address, host);
+        node.gpus.push(roce_node::Gpu { pci, vendor: roce_node::GpuVendor::Nvidia, numa_node });
+        address.parse().unwrap()
+    };
+    let gpus = [
+        gpu(&switch, "0000:23:00.1", "pci0000:20", Some(0)),
+        gpu(&["0000:20:01.0", "0000:21:00.0", "0000:22:01.0"], "0000:24:00.0", "pci0000:20", Some(0)),
+        gpu(
+            &["0000:20:01.0", "0000:21:00.0", "0000:22:02.0", "0000:25:00.0", "0000:26:00.0"],
+            "0000:27:00.0",
+            "pci0000:20",
+            Some(0),
+        ),
+        gpu(&["0000:20:02.0"], "0000:30:00.0", "pci0000:20", Some(0)),
+        gpu(&["0000:40:01.0"], "0000:41:00.0", "pci0000:40", Some(0)),
+        gpu(&["0000:80:01.0"], "0000:81:00.0", "pci0000:80", Some(1)),
+        gpu(&["0000:c0:01.0"], "0000:c1:00.0", "pci0000:c0", None),
+    ];
+    let mut text = Vec::new();
+    let mut tell = |node: &Node, options: &[(RoceOption, &str)], tasks: &[Task]| {
+        let plan = plan(node, &request(options), &Site::default(), tasks).unwrap();
+        text.extend(plan.tasks.iter().map(|task| task.reasons.join("; ")));
+    };
+    for gpu in gpus {
+        let mut tasks = tasks(&["0"]);
+        tasks[0].gpus.push(gpu);
+        tell(&node, &[], &tasks);
+    }
+    let mut two = two_rails();
+    for policy in ["nearest", "rail", "round-robin", "block"] {
+        tell(&two, &[(RoceOption::Place, policy)], &tasks(&["0", "0"]));
+    }
+    tell(&two, &[(RoceOption::Dscp, "46"), (RoceOption::Bind, "numa")], &tasks(&["0-3"]));
+    tell(&two, &[(RoceOption::Tclass, "106"), (RoceOption::Bind, "none")], &tasks(&["0-3"]));
+    two.ports[0].numa_node = None;
+    two.ports[1].numa_node = None;
+    tell(&two, &[(RoceOption::Tc, "5")], &tasks(&["0"]));
+    insta::assert_snapshot!(text.join("\n"));
+}
