@@ -127,7 +127,7 @@ fn judge(
     request: &Request,
     site: &Site,
 ) -> Result<Option<GidRow>, PortRejection> {
-    if request.link_layers == LinkLayers::RoceOnly && port.link_layer != LinkLayer::Ethernet {
+    if !speaks_roce(port, request) {
         return Err(PortRejection::NotEthernet);
     }
     site_allows(port, site)?;
@@ -151,6 +151,14 @@ fn judge(
     }
 }
 
+/// Does the port count by what it speaks? NCCL's topologies don't tell.
+fn speaks_roce(port: &RdmaPort, request: &Request) -> bool {
+    let unknown = matches!(&port.link_layer, LinkLayer::Other(word) if word == "unknown");
+    port.link_layer == LinkLayer::Ethernet
+        || request.link_layers == LinkLayers::Any
+        || (unknown && request.unknown_facts == UnknownFacts::Accept)
+}
+
 fn site_allows(port: &RdmaPort, site: &Site) -> Result<(), PortRejection> {
     let listed = |entries: &[String]| entries.iter().any(|entry| matches_entry(port, entry));
     if listed(&site.nics.exclude) {
@@ -165,9 +173,7 @@ fn site_allows(port: &RdmaPort, site: &Site) -> Result<(), PortRejection> {
 /// The highest rate among the active ports that the site allows.
 fn fastest(node: &Node, request: &Request, site: &Site) -> Option<u64> {
     let candidates = node.ports.iter().filter(|port| {
-        (port.link_layer == LinkLayer::Ethernet || request.link_layers == LinkLayers::Any)
-            && port.state == PortState::Active
-            && site_allows(port, site).is_ok()
+        speaks_roce(port, request) && port.state == PortState::Active && site_allows(port, site).is_ok()
     });
     candidates.filter_map(|port| port.rate_mbit).max()
 }
@@ -195,8 +201,7 @@ fn rails(node: &Node, request: &Request, site: &Site) -> Vec<u32> {
     let number = |port: &RdmaPort| {
         let listed = entries.iter().position(|entry| matches_entry(port, entry));
         listed.and_then(|position| u32::try_from(position).ok()).unwrap_or_else(|| {
-            let counts = port.link_layer == LinkLayer::Ethernet || request.link_layers == LinkLayers::Any;
-            let usable = counts && site_allows(port, site).is_ok();
+            let usable = speaks_roce(port, request) && site_allows(port, site).is_ok();
             let rail = next;
             next += u32::from(usable);
             rail

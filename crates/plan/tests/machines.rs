@@ -1,9 +1,10 @@
 //! What is planned on every described machine: a snapshot each, checked by hand against the rules.
 
 use std::fmt::Write as _;
+use std::path::Path;
 
 use roce_node::Node;
-use roce_plan::{Options, Plan, Request, RoceOption, Site, Source, Task, plan};
+use roce_plan::{LinkLayers, Options, Plan, Request, RoceOption, Site, Source, Task, UnknownFacts, plan};
 use roce_types::CpuSet;
 
 fn request(options: &[(RoceOption, &str)]) -> Request {
@@ -97,6 +98,38 @@ fn all_nics_and_the_other_policies_on_the_largest_machine() {
         writeln!(text, "--{}={}: {}", options[0].0.name(), options[0].1, rows.join(" | ")).unwrap();
     }
     insta::assert_snapshot!(text);
+}
+
+/// Real machines, most of them InfiniBand: what a source doesn't tell is taken for good, and every link
+/// layer counts.
+#[test]
+fn every_real_machine_has_the_plan_that_the_rules_give() {
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data");
+    if !data.is_dir() {
+        let required = std::env::var("ROCE_REQUIRE").unwrap_or_default();
+        assert!(!required.split(',').any(|tier| tier == "data"), "{} does not exist", data.display());
+        eprintln!("skipped: {} does not exist", data.display());
+        return;
+    }
+    for folder in ["hwloc-xml", "nccl-xml", "sysfs"] {
+        let entries = std::fs::read_dir(data.join(folder)).unwrap().map(|entry| entry.unwrap().path());
+        let mut files: Vec<_> =
+            entries.filter(|path| !path.to_string_lossy().ends_with(".expected.xml")).collect();
+        files.sort();
+        for file in files {
+            let node = roce_node::read_any(&file).unwrap();
+            let mut request = request(&[]);
+            request.link_layers = LinkLayers::Any;
+            request.unknown_facts = UnknownFacts::Accept;
+            let text = match plan(&node, &request, &Site::default(), &tasks(&node)) {
+                Ok(plan) => text(&plan),
+                Err(error) => format!("error: {error}\n"),
+            };
+            let name = file.file_name().unwrap().to_string_lossy();
+            let name = name.trim_end_matches(".xml").trim_end_matches(".tar.bz2").replace('+', "_");
+            insta::assert_snapshot!(format!("real_{name}"), text);
+        }
+    }
 }
 
 /// A copy of a tree with the entries of every folder made in the opposite order, which is the order in
