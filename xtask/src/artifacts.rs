@@ -19,6 +19,9 @@ pub(crate) const PAIR_EXCHANGE: &str = "ROCE_PAIR_EXCHANGE";
 /// rocectl's path, for tests, as above.
 pub(crate) const ROCECTL: &str = "ROCE_ROCECTL";
 
+/// The path of a plugin that panics on demand, for tests, as above.
+pub(crate) const FAULTY_PLUGIN: &str = "ROCE_PLUGIN_FAULTY";
+
 /// The files, as absolute paths.
 #[derive(Debug, Clone)]
 pub(crate) struct Artifacts {
@@ -74,10 +77,28 @@ pub(crate) fn build_rocectl(log: &Path, interrupt: &Interrupt) -> Result<PathBuf
     built("rocectl")
 }
 
+/// Builds the plugin with the feature that panics on demand, in a folder of its own, so that it is never mistaken for the
+/// real one. Here and not in the test: that runs as root, where there may be no compiler and whose files nobody else can
+/// replace.
+pub(crate) fn build_faulty_plugin(log: &Path, interrupt: &Interrupt) -> Result<PathBuf> {
+    if let Some(given) = given(FAULTY_PLUGIN)? {
+        return Ok(given);
+    }
+    let target = target().join("fault-injection");
+    let mut command = cargo();
+    command.args(["build", "-p", "spank-roce", "--features", "fault-injection", "--target-dir"]).arg(&target);
+    run_logged("cargo build of a plugin that panics on demand", command, log, interrupt)?;
+    let path = target.join("debug/libspank_roce.so");
+    path.canonicalize().with_context(|| format!("cargo built no {}", path.display()))
+}
+
+fn target() -> PathBuf {
+    env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from)
+}
+
 /// What cargo built.
 fn built(name: &str) -> Result<PathBuf> {
-    let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from);
-    let path = target.join("release").join(name);
+    let path = target().join("release").join(name);
     path.canonicalize().with_context(|| format!("cargo built no {}", path.display()))
 }
 

@@ -88,6 +88,15 @@ pub(crate) fn run(arguments: &Arguments, interrupt: &Interrupt) -> Result<ExitCo
         None
     };
 
+    let faulty_plugin = if tiers.contains(&Tier::Slurm) {
+        let step = progress.step("building a plugin that panics on demand");
+        let log = std::path::Path::new(demo::CACHE).join("build.log");
+        let faulty_plugin = artifacts::build_faulty_plugin(&log, interrupt)?;
+        step.done("");
+        Some(faulty_plugin)
+    } else {
+        None
+    };
     let rocectl = if tiers.contains(&Tier::Lab) {
         let step = progress.step("building rocectl for release");
         let rocectl =
@@ -106,6 +115,9 @@ pub(crate) fn run(arguments: &Arguments, interrupt: &Interrupt) -> Result<ExitCo
         progress.line(format!("\n==== {}: cargo {}", tier.name(), shown.join(" ").trim_end()));
         if let Some(rocectl) = &rocectl {
             command.env(artifacts::ROCECTL, rocectl);
+        }
+        if let Some(faulty_plugin) = &faulty_plugin {
+            command.env(artifacts::FAULTY_PLUGIN, faulty_plugin);
         }
         let start = Instant::now();
         // Its own output is the progress.

@@ -1,7 +1,6 @@
 //! A plugin that is itself broken: built with a panic in each hook, in real Slurm.
 
 use std::path::PathBuf;
-use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 
@@ -53,27 +52,11 @@ fn panic_in(cluster: &Cluster, hook: &str, line: &str) -> Result<()> {
     cluster.expect_idle().with_context(|| hook.to_owned())
 }
 
-/// The plugin with the feature that panics on demand, built apart so that it is never mistaken for the real
-/// one. `ROCE_PLUGIN_FAULTY` names one where there is no cargo.
+/// The plugin with the feature that panics on demand: the file that `ROCE_PLUGIN_FAULTY` names, or where
+/// `cargo xtask test` builds it.
 fn faulty() -> Result<PathBuf> {
-    if let Some(plugin) = std::env::var_os("ROCE_PLUGIN_FAULTY") {
-        return Ok(PathBuf::from(plugin));
-    }
-    let folder = target().join("fault-injection");
-    let built = Command::new(env!("CARGO"))
-        .args([
-            "build",
-            "--quiet",
-            "--package",
-            "spank-roce",
-            "--features",
-            "fault-injection",
-            "--target-dir",
-        ])
-        .arg(&folder)
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .output()
-        .context("cargo")?;
-    ensure!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
-    Ok(folder.join("debug/libspank_roce.so"))
+    let built = target().join("fault-injection/debug/libspank_roce.so");
+    let path = std::env::var_os("ROCE_PLUGIN_FAULTY").map_or(built, PathBuf::from);
+    ensure!(path.exists(), "{} does not exist; run `cargo xtask test --only slurm`", path.display());
+    Ok(path)
 }
