@@ -32,7 +32,10 @@ const DCB_ATTR_IFNAME: u16 = 1;
 const DCB_ATTR_IEEE: u16 = 13;
 const DCB_ATTR_IEEE_PFC: u16 = 2;
 const DCB_ATTR_IEEE_APP_TABLE: u16 = 3;
+/// Linux 6.2 and later, of the few drivers that have it.
+const DCB_ATTR_DCB_APP_TRUST_TABLE: u16 = 11;
 const IEEE_8021QAZ_APP_SEL_DSCP: u8 = 5;
+const DCB_APP_SEL_PCP: u8 = 255;
 const NLMSG_ERROR: u16 = 2;
 /// Length of `struct nlmsghdr`.
 const HEADER: usize = 16;
@@ -93,6 +96,7 @@ fn parse_reply(reply: &[u8]) -> io::Result<Option<Qos>> {
     let body = reply.get(HEADER + DCBMSG..).ok_or_else(malformed)?;
     let Some(ieee) = attributes(body).find(|(kind, _)| *kind == DCB_ATTR_IEEE) else { return Ok(None) };
     let mut qos = Qos::default();
+    let mut told = None;
     for (kind, value) in attributes(ieee.1) {
         match kind {
             DCB_ATTR_IEEE_PFC => qos.pfc = Some(pfc(value).ok_or_else(malformed)?),
@@ -104,9 +108,11 @@ fn parse_reply(reply: &[u8]) -> io::Result<Option<Qos>> {
                     qos.dscp_to_priority = Some(table);
                 }
             }
+            DCB_ATTR_DCB_APP_TRUST_TABLE => told = trust(value),
             _ => {}
         }
     }
+    qos.trust = told.or(qos.trust);
     Ok(Some(qos))
 }
 
@@ -114,6 +120,15 @@ fn parse_reply(reply: &[u8]) -> io::Result<Option<Qos>> {
 fn pfc(value: &[u8]) -> Option<Vec<Priority>> {
     let enabled = *value.get(1)?;
     Some((0..8).filter(|priority| enabled >> priority & 1 == 1).filter_map(Priority::new).collect())
+}
+
+/// Selectors in order of precedence, a byte each: what the port looks at first.
+fn trust(value: &[u8]) -> Option<Trust> {
+    attributes(value).find_map(|(_, selector)| match selector.first()? {
+        &IEEE_8021QAZ_APP_SEL_DSCP => Some(Trust::Dscp),
+        &DCB_APP_SEL_PCP => Some(Trust::Pcp),
+        _ => None,
+    })
 }
 
 /// Entries of `struct dcb_app`: selector, priority, protocol. Of several priorities for one DSCP
@@ -199,6 +214,19 @@ mod tests {
             .collect();
         assert_eq!(table, [(26, 3), (46, 6)]);
         assert_eq!(qos.trust, Some(Trust::Dscp));
+    }
+
+    #[test]
+    fn what_the_driver_tells_of_trust_beats_what_its_table_suggests() {
+        let table = attribute(DCB_ATTR_IEEE_APP_TABLE, &app(5, 3, 26));
+        let trusted = |selectors: &[u8]| {
+            let entries: Vec<u8> = selectors.iter().flat_map(|&selector| attribute(1, &[selector])).collect();
+            let message = settings(&[attribute(DCB_ATTR_DCB_APP_TRUST_TABLE, &entries), table.clone()]);
+            parse_reply(&message).unwrap().unwrap().trust
+        };
+        assert_eq!(trusted(&[255]), Some(Trust::Pcp));
+        assert_eq!(trusted(&[5, 255]), Some(Trust::Dscp));
+        assert_eq!(trusted(&[]), Some(Trust::Dscp), "the table alone");
     }
 
     #[test]
