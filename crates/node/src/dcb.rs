@@ -124,9 +124,9 @@ fn pfc(value: &[u8]) -> Option<Vec<Priority>> {
 
 /// Selectors in order of precedence, a byte each: what the port looks at first.
 fn trust(value: &[u8]) -> Option<Trust> {
-    attributes(value).find_map(|(_, selector)| match selector.first()? {
-        &IEEE_8021QAZ_APP_SEL_DSCP => Some(Trust::Dscp),
-        &DCB_APP_SEL_PCP => Some(Trust::Pcp),
+    attributes(value).find_map(|(_, selector)| match *selector.first()? {
+        IEEE_8021QAZ_APP_SEL_DSCP => Some(Trust::Dscp),
+        DCB_APP_SEL_PCP => Some(Trust::Pcp),
         _ => None,
     })
 }
