@@ -1,5 +1,4 @@
-//! The system calls that no safe crate offers: the exact memlock limit, shared memory, and srun's own
-//! environment.
+//! What no safe crate offers: memory that forked processes share, and srun's own environment.
 #![expect(unsafe_code, reason = "system calls, and memory that two processes share")]
 
 use std::ffi::CString;
@@ -10,30 +9,6 @@ use std::sync::atomic::AtomicU64;
 
 /// Words of a CPU mask: 8,192 CPUs, the most that Linux can be built for.
 pub(crate) const MASK_WORDS: usize = 128;
-
-/// Sets the memlock limit to this many bytes, `None` to no limit; the hard limit only rises.
-///
-/// Without the right to raise the hard limit (`CAP_SYS_RESOURCE`) the soft one goes up to it. Gives the limit
-/// that holds then if it is lower than asked.
-pub(crate) fn set_memlock(bytes: Option<u64>) -> io::Result<Option<u64>> {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: the kernel writes one rlimit.
-    check(unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut limit) })?;
-    // RLIM_INFINITY is the largest number, so the larger one is the higher limit.
-    let wanted = bytes.unwrap_or(libc::RLIM_INFINITY);
-    let raised = libc::rlimit { rlim_cur: wanted, rlim_max: limit.rlim_max.max(wanted) };
-    // SAFETY: the kernel reads one rlimit.
-    let result = check(unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const raised) });
-    match result {
-        Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
-            limit.rlim_cur = limit.rlim_max;
-            // SAFETY: the kernel reads one rlimit.
-            check(unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) })?;
-            Ok(Some(limit.rlim_cur))
-        }
-        result => result.map(|()| None),
-    }
-}
 
 /// Sets or removes a variable of srun's own environment.
 pub(crate) fn set_own_variable(name: &str, value: Option<&str>) -> Result<(), String> {

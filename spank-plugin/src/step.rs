@@ -13,7 +13,7 @@ use roce_spank::{Context, Spank, Verdict};
 
 use crate::state::{State, state};
 use crate::table::{RowError, TaskTable};
-use crate::{apply, os, report};
+use crate::{apply, report};
 
 /// Slurm's own record of the memlock limit in the shell that submitted; it is applied to the task after
 /// `task_init_privileged`.
@@ -130,7 +130,8 @@ fn set_memlock(spank: &Spank<'_>, memlock: Memlock) -> Result<Option<String>, St
         Memlock::Unlimited => None,
         Memlock::Bytes(bytes) => Some(bytes),
     };
-    let lower = os::set_memlock(bytes).map_err(|error| format!("can't set the memlock limit: {error}"))?;
+    let lower =
+        roce_bind::set_memlock(bytes).map_err(|error| format!("can't set the memlock limit: {error}"))?;
     // Else Slurm would put the submitting shell's limit back. Absent is as good.
     if spank.getenv(SUBMITTED_MEMLOCK).map_err(|error| error.to_string())?.is_some() {
         spank.unsetenv(SUBMITTED_MEMLOCK).map_err(|error| error.to_string())?;

@@ -88,24 +88,18 @@ pub(crate) fn run(arguments: &Arguments, interrupt: &Interrupt) -> Result<ExitCo
         None
     };
 
-    let faulty_plugin = if tiers.contains(&Tier::Slurm) {
+    let log = std::path::Path::new(demo::CACHE).join("build.log");
+    let mut extra = Vec::new();
+    if tiers.contains(&Tier::Slurm) {
         let step = progress.step("building a plugin that panics on demand");
-        let log = std::path::Path::new(demo::CACHE).join("build.log");
-        let faulty_plugin = artifacts::build_faulty_plugin(&log, interrupt)?;
+        extra.push((artifacts::FAULTY_PLUGIN, artifacts::build_faulty_plugin(&log, interrupt)?));
         step.done("");
-        Some(faulty_plugin)
-    } else {
-        None
-    };
-    let rocectl = if tiers.contains(&Tier::Lab) {
+    }
+    if tiers.contains(&Tier::Lab) {
         let step = progress.step("building rocectl for release");
-        let rocectl =
-            artifacts::build_rocectl(&std::path::Path::new(demo::CACHE).join("build.log"), interrupt)?;
+        extra.push((artifacts::ROCECTL, artifacts::build_rocectl(&log, interrupt)?));
         step.done("");
-        Some(rocectl)
-    } else {
-        None
-    };
+    }
 
     let mut verdicts = Vec::new();
     let mut failed = false;
@@ -113,12 +107,7 @@ pub(crate) fn run(arguments: &Arguments, interrupt: &Interrupt) -> Result<ExitCo
         let mut command = command(tier, artifacts.as_ref(), &arguments.arguments);
         let shown: Vec<_> = tier.cargo_arguments().iter().chain([&""]).copied().collect();
         progress.line(format!("\n==== {}: cargo {}", tier.name(), shown.join(" ").trim_end()));
-        if let Some(rocectl) = &rocectl {
-            command.env(artifacts::ROCECTL, rocectl);
-        }
-        if let Some(faulty_plugin) = &faulty_plugin {
-            command.env(artifacts::FAULTY_PLUGIN, faulty_plugin);
-        }
+        command.envs(extra.iter().cloned());
         let start = Instant::now();
         // Its own output is the progress.
         command.env("CARGO_TERM_PROGRESS_WHEN", "never");

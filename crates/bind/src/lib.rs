@@ -1,5 +1,5 @@
 //! What a process is bound to: the CPUs it may run on ([`affinity`], [`set_affinity`]), where its
-//! memory comes from ([`set_memory_policy`]) and how much of it may be locked ([`raise_memlock`]).
+//! memory comes from ([`set_memory_policy`]) and how much of it may be locked ([`set_memlock`]).
 //!
 //! All three are inherited by children and survive `execve`, so whoever starts a task can bind it.
 //! CPU affinity and memory policy belong to the calling *thread*; the limit to the process.
@@ -13,7 +13,7 @@ mod memlock;
 mod memory;
 
 pub use affinity::{affinity, permitted_cpus, set_affinity};
-pub use memlock::raise_memlock;
+pub use memlock::{raise_memlock, set_memlock};
 pub use memory::{MemoryMode, has_default_memory_policy, set_memory_policy};
 
 /// The result of a system call that gives -1 and errno when it fails.

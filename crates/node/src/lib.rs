@@ -87,3 +87,52 @@ fn ask_qos(ports: &mut [RdmaPort], source: &dyn dcb::DcbSource, problems: &mut V
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    /// A driver that tells, one that has nothing to tell, and one that fails.
+    struct Drivers;
+
+    impl dcb::DcbSource for Drivers {
+        fn qos(&self, netdev: &str) -> io::Result<Option<Qos>> {
+            match netdev {
+                "tells" => Ok(Some(Qos { trust: Some(Trust::Dscp), ..Qos::default() })),
+                "silent" => Ok(None),
+                _ => Err(io::Error::from_raw_os_error(nix::libc::ENODEV)),
+            }
+        }
+    }
+
+    fn port(netdev: &str, link_layer: LinkLayer) -> RdmaPort {
+        RdmaPort {
+            name: format!("{netdev}:1").parse().unwrap(),
+            link_layer,
+            state: PortState::Active,
+            rate_mbit: None,
+            pci: None,
+            numa_node: None,
+            asic: None,
+            physical_function: None,
+            qos: None,
+            forced_traffic_class: None,
+            netdev: Some(netdev.to_owned()),
+            gids: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn each_ethernet_port_is_asked_for_its_qos_and_a_failure_is_a_problem() {
+        let ethernet = |netdev| port(netdev, LinkLayer::Ethernet);
+        let mut ports =
+            [ethernet("tells"), ethernet("silent"), ethernet("broken"), port("tells", LinkLayer::InfiniBand)];
+        let mut problems = Vec::new();
+        ask_qos(&mut ports, &Drivers, &mut problems);
+        let told: Vec<bool> = ports.iter().map(|port| port.qos.is_some()).collect();
+        assert_eq!(told, [true, false, false, false]);
+        assert_eq!(problems, ["the QoS of broken is unknown: DCB netlink: No such device (os error 19)"]);
+    }
+}
