@@ -1,6 +1,7 @@
 //! What the plugin assigned to this task, from the `ROCE_*` variables of its environment. Strict: a value that
 //! the plugin would not write is an error, never a guess.
 
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use roce_types::{CpuSet, DevicePort, Dscp, Gid, Priority, TrafficClass};
@@ -18,6 +19,7 @@ const DSCP: &str = "ROCE_DSCP";
 const TRAFFIC_CLASS: &str = "ROCE_TRAFFIC_CLASS";
 const CPUS: &str = "ROCE_CPUS";
 const NUMA_NODES: &str = "ROCE_NUMA_NODES";
+const BOOTSTRAP_PORTS: &str = "ROCE_BOOTSTRAP_PORTS";
 
 /// Stands in a list for what is not known.
 const UNKNOWN: &str = "-";
@@ -81,6 +83,18 @@ pub(crate) fn read(variable: impl Fn(&str) -> Option<String>) -> Result<Option<A
         numa_nodes: set(NUMA_NODES)?,
         source: Source::Plugin,
     }))
+}
+
+/// The site's TCP ports for the address exchange, `None` where the site names none.
+pub(crate) fn bootstrap_ports(
+    variable: impl Fn(&str) -> Option<String>,
+) -> Result<Option<RangeInclusive<u16>>> {
+    let Some(value) = variable(BOOTSTRAP_PORTS) else { return Ok(None) };
+    let ends = value.split_once('-').and_then(|(first, last)| Some(first.parse().ok()?..=last.parse().ok()?));
+    let ports = ends.filter(|ports: &RangeInclusive<u16>| !ports.is_empty() && *ports.start() > 0);
+    let not_ports =
+        || wrong(BOOTSTRAP_PORTS, &value, "not the first and last of a range of ports, as 50000-50999");
+    ports.map(Some).ok_or_else(not_ports)
 }
 
 fn list<T>(
@@ -229,6 +243,20 @@ mod tests {
         #[test]
         fn no_environment_makes_it_panic(values in proptest::collection::vec(proptest::option::of("[a-z0-9:,.\\-]{0,20}"), 10)) {
             let _ = read(|name| PLUGIN.iter().position(|(known, _)| *known == name).and_then(|i| values[i].clone()));
+        }
+    }
+
+    #[test]
+    fn the_sites_ports_are_read_strictly() {
+        let read = |value: &str| bootstrap_ports(|_| Some(value.to_owned()));
+        assert_eq!(read("50000-50999").unwrap(), Some(50_000..=50_999));
+        assert_eq!(bootstrap_ports(|_| None).unwrap(), None);
+        for value in ["", "50000", "50999-50000", "0-10", "1-65536", "a-b"] {
+            let error = read(value).unwrap_err().to_string();
+            assert!(
+                error.starts_with(&format!("ROCE_BOOTSTRAP_PORTS={value:?}: not the first and last")),
+                "{error}"
+            );
         }
     }
 }

@@ -10,6 +10,7 @@ use crate::assignment::Assignment;
 use crate::card::Card;
 use crate::connect;
 use crate::endpoint::Endpoint;
+use crate::environment;
 use crate::error::Result;
 use crate::queue_pair::QueuePair;
 
@@ -30,12 +31,20 @@ impl Job {
     ///
     /// It meets the other ranks and exchanges their NICs' addresses, so it returns when all ranks have called it.
     ///
+    /// The ranks meet on the TCP ports that the site names (`ROCE_BOOTSTRAP_PORTS`, by the plugin), else on any dynamic
+    /// port.
+    ///
     /// # Errors
     /// On every rank of the step, if any of them fails: [`Error::NoPort`](crate::Error::NoPort) and
     /// [`Error::Port`](crate::Error::Port) on the rank that has no usable RoCE port, [`Error::Others`](crate::Error::Others)
     /// on the rest; [`Error::Exchange`](crate::Error::Exchange) where they could not meet in time.
     pub fn init() -> Result<Self> {
-        Self::init_with(&Options::default())
+        let variable = |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
+        let mut options = Options::default();
+        if let Some(ports) = environment::bootstrap_ports(variable)? {
+            options.ports = ports;
+        }
+        Self::init_with(&options)
     }
 
     /// The same with other deadlines or ports for the meeting.

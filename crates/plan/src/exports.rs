@@ -32,6 +32,9 @@ pub fn exports(plan: &Plan, local_rank: u32, site: &Site) -> Vec<Export> {
     exports.into_iter().map(|(name, value, overwrite)| Export { name, value, overwrite }).collect()
 }
 
+/// Stands in a list for what is not known.
+const UNKNOWN: &str = "-";
+
 /// A variable, or `None` where there is nothing to say.
 type Variable = Option<(&'static str, String)>;
 
@@ -61,7 +64,7 @@ fn ports(nics: &[Nic]) -> String {
 }
 
 fn netdevs(task: &TaskPlan) -> String {
-    join(task.nics.iter().map(|nic| nic.netdev.as_deref().unwrap_or_default()))
+    join(task.nics.iter().map(|nic| nic.netdev.as_deref().unwrap_or(UNKNOWN)))
 }
 
 /// One GID index for all of these NICs, if it is the same on all.
@@ -86,7 +89,7 @@ fn variable(name: &'static str, value: Option<String>) -> Variable {
 /// The contract with roce-launcher and with scripts: lists are in the order of `ROCE_DEVICES`.
 fn own(plan: &Plan, task: &TaskPlan, site: &Site) -> Vec<(&'static str, String, bool)> {
     let gids = |of: fn(&roce_node::GidRow) -> String| {
-        join(task.nics.iter().map(|nic| nic.gid.as_ref().map(of).unwrap_or_default()))
+        join(task.nics.iter().map(|nic| nic.gid.as_ref().map_or_else(|| UNKNOWN.to_owned(), of)))
     };
     let dscp = plan.class.as_ref().map(|class| class.dscp.to_string());
     let bootstrap = site.bootstrap.ports.map(|(first, last)| format!("{first}-{last}"));

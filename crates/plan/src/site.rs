@@ -191,6 +191,7 @@ pub enum Memlock {
 #[serde(deny_unknown_fields, default)]
 pub struct Bootstrap {
     /// TCP ports for the address exchange of roce-launcher, first and last: `[50000, 50999]`.
+    #[serde(deserialize_with = "ports")]
     pub ports: Option<(u16, u16)>,
 }
 
@@ -312,6 +313,14 @@ fn memlock<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Memlock, D::Err
     }
 }
 
+fn ports<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<(u16, u16)>, D::Error> {
+    let (first, last) = <(u16, u16)>::deserialize(deserializer)?;
+    if first == 0 || first > last {
+        return Err(serde::de::Error::custom("the first port is above the last, or 0"));
+    }
+    Ok(Some((first, last)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -390,6 +399,7 @@ mod tests {
             "[limits]\nmemlock = \"lots\"",
             "[gid]\nsubnets = [\"10.0.0.0/99\"]",
             "[bootstrap]\nports = [1]",
+            "[bootstrap]\nports = [50999, 50000]",
             "[policy\n",
         ];
         let lines: Vec<_> = bad
