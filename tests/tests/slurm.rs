@@ -21,6 +21,8 @@ mod placement;
 mod prerequisites;
 #[path = "slurm/run.rs"]
 mod run;
+#[path = "slurm/security.rs"]
+mod security;
 #[path = "slurm/sysfs.rs"]
 mod sysfs;
 
@@ -38,8 +40,15 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // One cluster, whose plugstack.conf each test writes.
     arguments.test_threads = Some(1);
-    let tests: Vec<(&str, Test)> =
-        [options::TESTS, failures::TESTS, placement::TESTS, inheritance::TESTS, faults::TESTS].concat();
+    let tests: Vec<(&str, Test)> = [
+        options::TESTS,
+        failures::TESTS,
+        placement::TESTS,
+        inheritance::TESTS,
+        faults::TESTS,
+        security::TESTS,
+    ]
+    .concat();
     if arguments.list {
         return run(&arguments, &tests, None);
     }
