@@ -14,6 +14,8 @@ mod inheritance;
 mod options;
 #[path = "slurm/placement.rs"]
 mod placement;
+#[path = "slurm/security.rs"]
+mod security;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -31,8 +33,15 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // One cluster, whose plugstack.conf each test writes.
     arguments.test_threads = Some(1);
-    let tests: Vec<(&str, Test)> =
-        [options::TESTS, failures::TESTS, placement::TESTS, inheritance::TESTS, faults::TESTS].concat();
+    let tests: Vec<(&str, Test)> = [
+        options::TESTS,
+        failures::TESTS,
+        placement::TESTS,
+        inheritance::TESTS,
+        faults::TESTS,
+        security::TESTS,
+    ]
+    .concat();
     if arguments.list {
         return run(&arguments, &tests, None);
     }
