@@ -24,6 +24,7 @@ mod environment;
 #[cfg(feature = "fault-injection")]
 mod fault;
 mod gather;
+mod gpus;
 mod os;
 mod report;
 mod state;
