@@ -19,6 +19,7 @@
 mod abi;
 mod apply;
 mod arguments;
+mod components;
 mod disabled;
 mod environment;
 #[cfg(feature = "fault-injection")]

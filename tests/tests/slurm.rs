@@ -8,6 +8,10 @@
 mod failures;
 #[path = "slurm/faults.rs"]
 mod faults;
+#[path = "slurm/gpus.rs"]
+mod gpus;
+#[path = "slurm/heterogeneous.rs"]
+mod heterogeneous;
 #[path = "slurm/inheritance.rs"]
 mod inheritance;
 #[path = "slurm/options.rs"]
@@ -16,6 +20,8 @@ mod options;
 mod placement;
 #[path = "slurm/security.rs"]
 mod security;
+#[path = "slurm/steps.rs"]
+mod steps;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -40,6 +46,9 @@ fn main() -> ExitCode {
         inheritance::TESTS,
         faults::TESTS,
         security::TESTS,
+        steps::TESTS,
+        gpus::TESTS,
+        heterogeneous::TESTS,
     ]
     .concat();
     if arguments.list {
@@ -49,7 +58,11 @@ fn main() -> ExitCode {
         Ok(plugin) => plugin,
         Err(missing) => return skip(&arguments, &tests, &missing.to_string()),
     };
-    match Cluster::start(&plugin) {
+    let cluster = Cluster::start(&plugin).and_then(|mut cluster| {
+        cluster.start_second()?;
+        Ok(cluster)
+    });
+    match cluster {
         Ok(cluster) => run(&arguments, &tests, Some(&Arc::new(cluster))),
         Err(error) => {
             eprintln!("the cluster did not start: {error:#}");
