@@ -13,7 +13,7 @@ use roce_spank::{Context, Spank, Verdict};
 
 use crate::state::{State, state};
 use crate::table::{RowError, TaskTable};
-use crate::{apply, report};
+use crate::{apply, node_wide, report};
 
 /// Slurm's own record of the memlock limit in the shell that submitted; it is applied to the task after
 /// `task_init_privileged`.
@@ -24,6 +24,12 @@ const SUBMITTED_MEMLOCK: &str = "SLURM_RLIMIT_MEMLOCK";
 pub(crate) struct Step {
     facts: Result<Facts, String>,
     on_failure: OnFailure,
+}
+
+impl Step {
+    fn is_verbose(&self) -> bool {
+        self.facts.as_ref().is_ok_and(|facts| facts.request.verbose)
+    }
 }
 
 /// All that a plan is made from.
@@ -161,7 +167,10 @@ pub(crate) fn task_init(spank: &Spank<'_>, _: &[&CStr]) -> Verdict {
     let state = state();
     let Some(step) = &state.step else { return Verdict::Continue };
     match step.facts.as_ref().map_err(Clone::clone).and_then(|facts| place(spank, facts)) {
-        Ok(lines) => {
+        Ok(mut lines) => {
+            if spank.task_id() == Ok(0) {
+                lines.extend(node_wide::lines(&state, step.is_verbose()));
+            }
             lines.iter().for_each(|line| report::to_task(spank, line));
             Verdict::Continue
         }

@@ -13,6 +13,8 @@ mod failures;
 mod faults;
 #[path = "slurm/inheritance.rs"]
 mod inheritance;
+#[path = "slurm/node_wide.rs"]
+mod node_wide;
 #[path = "slurm/options.rs"]
 mod options;
 #[path = "slurm/placement.rs"]
@@ -47,6 +49,7 @@ fn main() -> ExitCode {
         inheritance::TESTS,
         faults::TESTS,
         security::TESTS,
+        node_wide::TESTS,
     ]
     .concat();
     if arguments.list {
