@@ -27,6 +27,8 @@ mod run;
 mod security;
 #[path = "slurm/sysfs.rs"]
 mod sysfs;
+#[path = "slurm/trace.rs"]
+mod trace;
 
 use std::process::ExitCode;
 use std::sync::Arc;
