@@ -57,6 +57,13 @@ fn untrusted_site(cluster: &Cluster) -> Result<()> {
     cluster.with_plugin(&format!("config={shown} {}", sysfs::two_nics(cluster, "two-nics")?))?;
     srun(["--roce-tc=3", "true"]).run(cluster)?.succeeded()?;
 
+    // Nodes read it as root, so that one which users can't read does there; but srun reads it too.
+    mode(&site, 0o600)?;
+    cluster.with_client_plugin(&sysfs::two_nics(cluster, "two-nics")?)?;
+    srun(["--roce-tc=3", "true"]).run(cluster)?.succeeded()?;
+    let late = "spank_roce: n1: task 0: --roce-tc=5: it has priority 5, ...";
+    srun(["--roce-tc=5", "true"]).run(cluster)?.failed_with(late)?;
+
     mode(&site, 0o664)?;
     let why = "can be written by others than root (mode 0664): run `chmod go-w";
     refused(cluster, &site, &format!("{shown} {why} {shown}`"))?;
