@@ -8,7 +8,7 @@
 use std::path::Path;
 
 use roce_node_wide::{NodeWide, Owner, Restored};
-use roce_plan::Site;
+use roce_plan::{Draft, Site};
 use roce_spank::{Failure, Spank};
 use roce_types::{CpuSet, DevicePort, TrafficClass};
 
@@ -68,8 +68,10 @@ fn decide(state: &State, spank: &Spank<'_>, site: &Site, root: &Path, node: Node
         Ok(Err(why)) => return Outcome::Withheld(format!("the class is not node-wide: {why}")),
         Err(failure) => return Outcome::Failed(failed(&failure)),
     }
-    // Without tasks: which NICs are for this step, and what the class is on them.
-    let Ok(plan) = roce_plan::plan(&facts, &request, site, &[]) else { return Outcome::Unused };
+    // Which NICs are for this step, and what the class is on them, is known without its tasks.
+    let Ok(plan) = Draft::new(&facts, &request, site).map(|draft| draft.finish(Vec::new())) else {
+        return Outcome::Unused;
+    };
     let Some(class) = plan.class else { return Outcome::Unused };
     let ports: Vec<DevicePort> = plan.nics.into_iter().map(|nic| nic.port).collect();
     match set(spank, &node, &ports, class.traffic_class) {

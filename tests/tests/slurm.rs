@@ -1,12 +1,9 @@
-//! The plugin in real Slurm on this machine: munged, slurmctld and slurmd of the distribution, started in a
-//! temporary folder with keys, ports and configuration of their own. Nothing under /etc is read or written.
+//! The plugin in real Slurm on this machine: see the crate `roce-cluster`.
 //!
 //! `ROCE_PLUGIN` names the plugin's file; without it the newer one of target/release and target/debug is
 //! taken. A machine that can't run it skips every test with the reason; with `ROCE_REQUIRE=slurm` that is a
 //! failure.
 
-#[path = "slurm/cluster.rs"]
-mod cluster;
 #[path = "slurm/failures.rs"]
 mod failures;
 #[path = "slurm/faults.rs"]
@@ -19,14 +16,8 @@ mod node_wide;
 mod options;
 #[path = "slurm/placement.rs"]
 mod placement;
-#[path = "slurm/prerequisites.rs"]
-mod prerequisites;
-#[path = "slurm/run.rs"]
-mod run;
 #[path = "slurm/security.rs"]
 mod security;
-#[path = "slurm/sysfs.rs"]
-mod sysfs;
 #[path = "slurm/trace.rs"]
 mod trace;
 
@@ -34,6 +25,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use libtest_mimic::{Arguments, Trial};
+// The tests name them as their own.
+use roce_cluster::{cluster, prerequisites, run, sysfs};
 
 use crate::cluster::Cluster;
 

@@ -65,6 +65,17 @@ pub(crate) fn build(log: &Path, interrupt: &Interrupt) -> Result<Artifacts> {
     })
 }
 
+/// Builds the plugin alone, unless the environment names it.
+pub(crate) fn build_plugin(log: &Path, interrupt: &Interrupt) -> Result<PathBuf> {
+    if let Some(given) = given(PLUGIN)? {
+        return Ok(given);
+    }
+    let mut command = cargo();
+    command.args(["build", "--release", "-p", "spank-roce"]);
+    run_logged("cargo build --release of the plugin", command, log, interrupt)?;
+    built("libspank_roce.so")
+}
+
 /// Builds rocectl. In a build of its own: in one with the plugin, cargo would give the plugin the XML and archives that
 /// rocectl reads.
 pub(crate) fn build_rocectl(log: &Path, interrupt: &Interrupt) -> Result<PathBuf> {
@@ -96,8 +107,8 @@ fn target() -> PathBuf {
     env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from)
 }
 
-/// What cargo built.
-fn built(name: &str) -> Result<PathBuf> {
+/// What cargo built for release.
+pub(crate) fn built(name: &str) -> Result<PathBuf> {
     let path = target().join("release").join(name);
     path.canonicalize().with_context(|| format!("cargo built no {}", path.display()))
 }

@@ -38,7 +38,7 @@ struct Arguments {
 enum Command {
     /// Boot two guests, run `srun --roce-tc=3` there, and read the packets off their wires
     Demo(demo::Arguments),
-    /// Measure against a peer or a limit: plan
+    /// Measure against a peer or a limit: plan, plugin
     Bench(bench::Arguments),
     /// Run what takes too long for every test run: fuzz
     Soak(soak::Arguments),

@@ -47,7 +47,7 @@ struct Tracer(Child);
 
 impl Tracer {
     fn attach(cluster: &Cluster, file: &Path) -> Result<Self> {
-        let slurmd = cluster.slurmd().to_string();
+        let slurmd = cluster.slurmd()?.to_string();
         let messages = cluster.path("strace.err");
         let child = Command::new("strace")
             .args(["-f", "-y", "-s", "4096", "-e", CALLS, "-p", &slurmd, "-o"])
