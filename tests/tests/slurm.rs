@@ -10,12 +10,16 @@ mod failures;
 mod faults;
 #[path = "slurm/inheritance.rs"]
 mod inheritance;
+#[path = "slurm/node_wide.rs"]
+mod node_wide;
 #[path = "slurm/options.rs"]
 mod options;
 #[path = "slurm/placement.rs"]
 mod placement;
 #[path = "slurm/security.rs"]
 mod security;
+#[path = "slurm/trace.rs"]
+mod trace;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -40,6 +44,7 @@ fn main() -> ExitCode {
         inheritance::TESTS,
         faults::TESTS,
         security::TESTS,
+        node_wide::TESTS,
     ]
     .concat();
     if arguments.list {

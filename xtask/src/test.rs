@@ -95,7 +95,7 @@ pub(crate) fn run(arguments: &Arguments, interrupt: &Interrupt) -> Result<ExitCo
         extra.push((artifacts::FAULTY_PLUGIN, artifacts::build_faulty_plugin(&log, interrupt)?));
         step.done("");
     }
-    if tiers.contains(&Tier::Lab) {
+    if tiers.iter().any(|tier| tier.needs_artifacts()) {
         let step = progress.step("building rocectl for release");
         extra.push((artifacts::ROCECTL, artifacts::build_rocectl(&log, interrupt)?));
         step.done("");
