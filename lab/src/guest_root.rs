@@ -124,12 +124,11 @@ impl GuestRoot {
             fs::write(at(name), text).map_err(Error::file("write", at(name)))?;
         }
 
-        let mut bootstrap = Bootstrap::new(&self.suite, &packages(self.software))?;
-        bootstrap
+        let bootstrap = Bootstrap::new(&self.suite, &packages(self.software))?
             .hook(ADD_USER)
-            .hook(&format!("install -m 755 {} \"$1/sbin/lab-init\"", quoted(&at("lab-init"))))
-            .hook(&format!("cp {} \"$1/tmp/\"", quoted(&at("lab-initrd-init"))))
-            .hook(&format!("cp {} \"$1/tmp/\"", quoted(&at("lab-make-initrd"))))
+            .hook(format!("install -m 755 {} \"$1/sbin/lab-init\"", quoted(&at("lab-init"))))
+            .hook(format!("cp {} \"$1/tmp/\"", quoted(&at("lab-initrd-init"))))
+            .hook(format!("cp {} \"$1/tmp/\"", quoted(&at("lab-make-initrd"))))
             .hook("chroot \"$1\" sh /tmp/lab-make-initrd");
         run_logged("mmdebstrap (making the guests' root)", bootstrap.command(&tree), log, interrupt)?;
 

@@ -79,22 +79,37 @@ pub(crate) fn remove(folder: &Path, log: &Path) -> Result<(), Error> {
     run_logged("removing a temporary folder", command, log, &Interrupt::default())
 }
 
-/// mmdebstrap of a Debian suite with these packages into `target`, a folder or a file `.tar`. The caller may still add
-/// hooks: suite, target and mirror are added by the closure's end, see [`Bootstrap::command`].
+/// mmdebstrap of a Debian suite with some packages.
 pub(crate) struct Bootstrap {
-    command: Command,
     suite: String,
+    packages: String,
     mirror: String,
+    hooks: Vec<String>,
 }
 
 impl Bootstrap {
-    /// Of the mirror that this machine uses itself.
+    /// From the mirror that this machine uses itself.
     pub(crate) fn new(suite: &str, packages: &str) -> Result<Self, Error> {
         let codename = Distribution::of_this_machine().codename;
         let mirror = mirror::find(Path::new("/"), &codename)?;
-        // INITRD=No keeps Debian's own initrd from being made: who needs one makes another.
+        Ok(Self { suite: suite.into(), packages: packages.into(), mirror, hooks: Vec::new() })
+    }
+
+    /// A shell command to run at the end with the root's folder as `$1`.
+    pub(crate) fn hook(mut self, script: impl Into<String>) -> Self {
+        self.hooks.push(script.into());
+        self
+    }
+
+    /// The command that makes it as `target`: a folder, or an archive if its name ends in `.tar`.
+    pub(crate) fn command(&self, target: &Path) -> Command {
         let mut command = tied_as_root("env");
+        if let Some(folder) = target.parent() {
+            // What a run that was killed leaves there goes with the folder.
+            command.arg(format!("TMPDIR={}", folder.display()));
+        }
         command
+            // INITRD=No keeps Debian's own initrd from being made: who needs one makes another.
             .args(["INITRD=No", "mmdebstrap", "--variant=apt"])
             // Older and testing suites have release files past their date.
             .arg("--aptopt=Acquire::Check-Valid-Until \"false\"")
@@ -104,20 +119,12 @@ impl Bootstrap {
                 ["doc", "man", "locale", "info"]
                     .map(|kind| format!("--dpkgopt=path-exclude=/usr/share/{kind}/*")),
             )
-            .arg(format!("--include={packages}"));
-        Ok(Self { command, suite: suite.into(), mirror })
-    }
-
-    /// A shell command to run with the root's folder as `$1`.
-    pub(crate) fn hook(&mut self, script: &str) -> &mut Self {
-        self.command.arg(format!("--customize-hook={script}"));
-        self
-    }
-
-    /// The command that makes it in `target`: a folder, or a file if the name ends so, such as `.tar`.
-    pub(crate) fn command(mut self, target: &Path) -> Command {
-        self.command.arg(&self.suite).arg(target).arg(format!("deb {} {} main", self.mirror, self.suite));
-        self.command
+            .arg(format!("--include={}", self.packages))
+            .args(self.hooks.iter().map(|hook| format!("--customize-hook={hook}")))
+            .arg(&self.suite)
+            .arg(target)
+            .arg(format!("deb {} {} main", self.mirror, self.suite));
+        command
     }
 }
 

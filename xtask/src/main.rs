@@ -18,6 +18,7 @@ mod dist;
 mod packages;
 mod progress;
 mod soak;
+mod suites;
 mod test;
 
 use clap::{Parser, Subcommand};

@@ -25,6 +25,10 @@ const START: Duration = Duration::from_secs(30);
 pub(crate) struct Cluster {
     folder: PathBuf,
     daemons: Vec<Child>,
+    /// The release of the running slurmctld: `22.05.8`.
+    pub(crate) slurm: String,
+    /// The C library's: `2.36`.
+    pub(crate) glibc: String,
 }
 
 impl Cluster {
@@ -34,9 +38,14 @@ impl Cluster {
         // Not below the build folder: any user must be able to reach it, and a socket's path is short.
         let folder = std::env::temp_dir().join(format!("{PREFIX}{}", std::process::id()));
         fs::create_dir(&folder).with_context(|| folder.display().to_string())?;
-        let mut cluster = Self { folder, daemons: Vec::new() };
+        let mut cluster = Self { folder, daemons: Vec::new(), slurm: String::new(), glibc: String::new() };
         cluster.write_configuration(plugin)?;
         cluster.start_daemons()?;
+        let shown = program("scontrol").args(["show", "config"]).run(&cluster)?.succeeded()?;
+        let version = shown.stdout.lines().find_map(|line| line.strip_prefix("SLURM_VERSION"));
+        cluster.slurm = version.context("slurmctld tells no version")?.trim_matches([' ', '=']).to_owned();
+        let libc = program("getconf").args(["GNU_LIBC_VERSION"]).run(&cluster)?.succeeded()?;
+        cluster.glibc = libc.stdout.trim().trim_start_matches("glibc ").to_owned();
         Ok(cluster)
     }
 
