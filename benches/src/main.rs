@@ -1,7 +1,9 @@
 //! Benchmarks, run by `cargo xtask bench NAME`. Each prints a table and leaves
 //! `target/bench/NAME.json`.
 
+mod memory;
 mod plan;
+mod plugin;
 mod report;
 
 use std::path::Path;
@@ -20,6 +22,7 @@ fn main() -> Result<ExitCode> {
             println!("{} RDMA ports", node.ports.len());
             Ok(ExitCode::SUCCESS)
         }
-        _ => bail!("usage: roce-bench plan FILE.json (cargo xtask bench plan does it)"),
+        ["plugin", output, rounds] => plugin::run(rounds.parse()?)?.finish(Path::new(output)),
+        _ => bail!("usage: roce-bench plan|plugin FILE.json ... (cargo xtask bench does it)"),
     }
 }

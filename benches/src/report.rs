@@ -37,6 +37,18 @@ impl Case {
         Self { case: case.to_owned(), peer: peer.to_owned(), unit: "us", ours, theirs, ratio, goal }
     }
 
+    /// As [`Case::times`], in another unit.
+    pub(crate) fn less_is_better(
+        case: &str,
+        peer: &str,
+        unit: &'static str,
+        ours: Vec<f64>,
+        theirs: Vec<f64>,
+        goal: Option<f64>,
+    ) -> Self {
+        Self { unit, ..Self::times(case, peer, ours, theirs, goal) }
+    }
+
     /// Was what was promised reached?
     fn holds(&self) -> bool {
         self.goal.is_none_or(|goal| self.ratio >= goal)
@@ -77,6 +89,14 @@ pub(crate) fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     sorted.get(sorted.len() / 2).copied().unwrap_or(0.0)
+}
+
+/// The values that a quarter of them lies below, and a quarter above.
+pub(crate) fn quartiles(values: &[f64]) -> (f64, f64) {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let at = |quarter: usize| sorted.get(sorted.len() * quarter / 4).copied().unwrap_or(0.0);
+    (at(1), at(3))
 }
 
 fn spread(values: &[f64]) -> (f64, f64) {

@@ -16,7 +16,7 @@ pub(crate) fn disabled(hook: Hook, spank: &Spank<'_>, panic: &Panic) -> Verdict 
             Verdict::Fail
         }
         (Context::Remote, Hook::TaskInit) if asked_on_node(&state, spank) => {
-            step::give_up(spank, &panic.to_string(), on_failure(&state))
+            step::give_up(spank, &state.environment, &panic.to_string(), on_failure(&state))
         }
         // Once is enough.
         (context, _) if hook == panic.hook => {

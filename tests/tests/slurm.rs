@@ -1,5 +1,4 @@
-//! The plugin in real Slurm on this machine: munged, slurmctld and slurmd of the distribution, started in a
-//! temporary folder with keys, ports and configuration of their own. Nothing under /etc is read or written.
+//! The plugin in real Slurm on this machine: see the crate `roce-cluster`.
 //!
 //! `ROCE_PLUGIN` names the plugin's file; without it the newer one of target/release and target/debug is
 //! taken. A machine that can't run it skips every test with the reason; with `ROCE_REQUIRE=slurm` that is a
@@ -7,8 +6,6 @@
 
 #[path = "slurm/brief.rs"]
 mod brief;
-#[path = "slurm/cluster.rs"]
-mod cluster;
 #[path = "slurm/failures.rs"]
 mod failures;
 #[path = "slurm/faults.rs"]
@@ -19,12 +16,8 @@ mod inheritance;
 mod options;
 #[path = "slurm/placement.rs"]
 mod placement;
-#[path = "slurm/prerequisites.rs"]
-mod prerequisites;
-#[path = "slurm/run.rs"]
-mod run;
-#[path = "slurm/sysfs.rs"]
-mod sysfs;
+#[path = "slurm/security.rs"]
+mod security;
 #[path = "slurm/versions.rs"]
 mod versions;
 
@@ -32,6 +25,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use libtest_mimic::{Arguments, Trial};
+// The tests name them as their own.
+use roce_cluster::{cluster, prerequisites, run, sysfs};
 
 use crate::cluster::Cluster;
 
@@ -49,6 +44,7 @@ fn main() -> ExitCode {
         ("placement", placement::TESTS),
         ("inheritance", inheritance::TESTS),
         ("faults", faults::TESTS),
+        ("security", security::TESTS),
         ("versions", versions::TESTS),
     ];
     let named = |(group, tests): (&str, &[(&str, Test)])| {
@@ -64,7 +60,8 @@ fn main() -> ExitCode {
     };
     match Cluster::start(&plugin) {
         Ok(cluster) => {
-            println!("slurmctld {}, glibc {}", cluster.slurm, cluster.glibc);
+            // `cargo xtask test --all-slurm` reads this line.
+            println!("slurmctld {}, glibc {}", cluster.slurm(), cluster.glibc());
             run(&arguments, &tests, Some(&Arc::new(cluster)))
         }
         Err(error) => {

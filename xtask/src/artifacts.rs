@@ -94,8 +94,8 @@ pub(crate) fn target() -> PathBuf {
         .map_or_else(|| workspace().join("target"), |target| workspace().join(target))
 }
 
-/// What cargo built.
-fn built(name: &str) -> Result<PathBuf> {
+/// What cargo built for release.
+pub(crate) fn built(name: &str) -> Result<PathBuf> {
     let path = target().join("release").join(name);
     path.canonicalize().with_context(|| format!("cargo built no {}", path.display()))
 }

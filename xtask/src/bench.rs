@@ -1,33 +1,80 @@
 //! `cargo xtask bench NAME`: a benchmark, built for release; its result goes to `target/bench/NAME.json`.
 
-use crate::{artifacts::cargo, packages, progress::Progress};
+use crate::{
+    artifacts::{self, built, cargo},
+    dist::{self, Zigbuild},
+    packages,
+    progress::Progress,
+};
 use anyhow::Result;
 use clap::ValueEnum;
-use roce_lab::{Interrupt, Process, packages::Need};
-use std::process::ExitCode;
+use nix::unistd::Uid;
+use roce_lab::{
+    Interrupt, Process,
+    packages::{Need, authorise},
+    process::{run_logged, tied_as_root},
+};
+use std::{
+    path::Path,
+    process::{Command, ExitCode},
+};
 
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
     /// What to measure
     name: Name,
+    /// How many steps of each kind `plugin` takes the time of
+    #[arg(long, default_value_t = 200)]
+    rounds: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Name {
     /// Reading a node and planning its tasks, against limits and hwloc's lstopo
     Plan,
+    /// What the plugin costs a step of a real Slurm on this machine, in time and memory
+    Plugin,
 }
+
+const LOG: &str = "target/bench/build.log";
 
 pub(crate) fn run(arguments: &Arguments, interrupt: &Interrupt) -> Result<ExitCode> {
     let progress = Progress::new();
-    packages::ensure(Need::Bench, &progress, interrupt)?;
-    let name = match arguments.name {
-        Name::Plan => "plan",
-    };
     std::fs::create_dir_all("target/bench")?;
-    let mut command = cargo();
-    let output = format!("target/bench/{name}.json");
-    command.args(["run", "--release", "-p", "roce-benches", "--", name, &output]);
+    let command = match arguments.name {
+        Name::Plan => {
+            packages::ensure(Need::Bench, &progress, interrupt)?;
+            let mut command = cargo();
+            command.args(["run", "--release", "-p", "roce-benches", "--", "plan", "target/bench/plan.json"]);
+            command
+        }
+        Name::Plugin => {
+            packages::ensure(Need::Test, &progress, interrupt)?;
+            plugin(arguments.rounds, &progress, interrupt)?
+        }
+    };
+    drop(progress);
     let status = Process::spawn(command)?.wait(interrupt)?;
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// As root, for slurmd needs it; and before all others, for what runs beside it would be measured too.
+fn plugin(rounds: usize, progress: &Progress, interrupt: &Interrupt) -> Result<Command> {
+    if !Uid::effective().is_root() {
+        authorise()?;
+    }
+    let log = Path::new(LOG);
+    let plugin = dist::plugin_or_given(&Zigbuild::ensure(progress, interrupt)?, progress, interrupt)?;
+    let step = progress.step("building the benchmark for release");
+    let mut build = cargo();
+    build.args(["build", "--release", "-p", "roce-benches"]);
+    run_logged("cargo build of the benchmark", build, log, interrupt)?;
+    let bench = built("roce-bench")?;
+    step.done("");
+    let mut command = tied_as_root("nice");
+    // Not by an environment variable alone: sudo would drop it.
+    command.args(["-n", "-15", "env"]);
+    command.arg(format!("{}={}", artifacts::PLUGIN, plugin.display()));
+    command.arg(bench).args(["plugin", "target/bench/plugin.json", &rounds.to_string()]);
+    Ok(command)
 }

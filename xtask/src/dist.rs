@@ -29,9 +29,18 @@ pub(crate) fn run(interrupt: &Interrupt) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// The plugin as it is released, or the one that the environment names.
+pub(crate) fn plugin_or_given(
+    tool: &Zigbuild,
+    progress: &Progress,
+    interrupt: &Interrupt,
+) -> Result<PathBuf> {
+    artifacts::given(artifacts::PLUGIN)?.map_or_else(|| plugin(tool, progress, interrupt), Ok)
+}
+
 /// The plugin as it is released. In a build of its own: in one with rocectl, cargo would give it the XML and archives that
 /// rocectl reads.
-pub(crate) fn plugin(tool: &Zigbuild, progress: &Progress, interrupt: &Interrupt) -> Result<PathBuf> {
+fn plugin(tool: &Zigbuild, progress: &Progress, interrupt: &Interrupt) -> Result<PathBuf> {
     let step = progress.step("building spank_roce.so for glibc 2.28");
     let built = build(tool, "spank-roce", "libspank_roce.so", interrupt)?;
     check::plugin(&built)?;

@@ -43,7 +43,7 @@ enum Command {
     Demo(demo::Arguments),
     /// Build the files that are released: spank_roce.so for every Slurm from 20.11 to 26.05, and rocectl
     Dist,
-    /// Measure against a peer or a limit: plan
+    /// Measure against a peer or a limit: plan, plugin
     Bench(bench::Arguments),
     /// Run what takes too long for every test run: fuzz
     Soak(soak::Arguments),

@@ -177,10 +177,7 @@ fn build(tiers: &[Tier], progress: &Progress, interrupt: &Interrupt) -> Result<B
         return Ok(built);
     }
     let tool = Zigbuild::ensure(progress, interrupt)?;
-    let plugin = match artifacts::given(artifacts::PLUGIN)? {
-        Some(given) => given,
-        None => dist::plugin(&tool, progress, interrupt)?,
-    };
+    let plugin = dist::plugin_or_given(&tool, progress, interrupt)?;
     if needed(&[Tier::Slurm, Tier::Suites]) {
         let faulty_plugin = dist::faulty_plugin(&tool, progress, interrupt)?;
         built.variables.push((artifacts::FAULTY_PLUGIN, faulty_plugin.clone()));

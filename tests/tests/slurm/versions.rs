@@ -49,7 +49,7 @@ fn unknown_release(cluster: &Cluster) -> Result<()> {
 }
 
 fn checks_versions(cluster: &Cluster) -> bool {
-    let mut numbers = cluster.slurm.split('.').map(|number| number.parse::<u32>().unwrap_or(0));
+    let mut numbers = cluster.slurm().split('.').map(|number| number.parse::<u32>().unwrap_or(0));
     (numbers.next(), numbers.next()) >= (Some(22), Some(5))
 }
 

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::run::{Ran, program};
 
 /// The node's name in Slurm.
-pub(crate) const NODE: &str = "n1";
+pub const NODE: &str = "n1";
 
 /// plugstack.conf of slurmd and slurmstepd, and that of srun, sbatch and salloc.
 const NODE_PLUGSTACK: &str = "plugstack.conf";
@@ -22,18 +22,17 @@ const CLIENT_PLUGSTACK: &str = "client-plugstack.conf";
 const START: Duration = Duration::from_secs(30);
 
 /// A running cluster; dropping it ends its processes and removes its files.
-pub(crate) struct Cluster {
+pub struct Cluster {
     folder: PathBuf,
-    daemons: Vec<Child>,
-    /// The release of the running slurmctld: `22.05.8`.
-    pub(crate) slurm: String,
-    /// The C library's: `2.36`.
-    pub(crate) glibc: String,
+    /// By name, in the order of their start.
+    daemons: Vec<(&'static str, Child)>,
+    slurm: String,
+    glibc: String,
 }
 
 impl Cluster {
     /// Starts the daemons and waits until the node is idle.
-    pub(crate) fn start(plugin: &Path) -> Result<Self> {
+    pub fn start(plugin: &Path) -> Result<Self> {
         remove_leftovers();
         // Not below the build folder: any user must be able to reach it, and a socket's path is short.
         let folder = std::env::temp_dir().join(format!("{PREFIX}{}", std::process::id()));
@@ -122,12 +121,37 @@ impl Cluster {
         self.daemon("munged", &munged)?;
         self.wait("munged", |cluster| Ok(cluster.path("munge.socket").exists()))?;
         self.daemon("slurmctld", &["-D".to_owned(), "-c".to_owned()])?;
+        self.start_slurmd()
+    }
+
+    fn start_slurmd(&mut self) -> Result<()> {
         self.daemon("slurmd", &["-D".to_owned(), "-N".to_owned(), NODE.to_owned()])?;
         self.wait("slurmd", |cluster| Ok(cluster.node_state()? == "idle"))
     }
 
+    /// Ends slurmd and starts it again, as after an update of its configuration.
+    ///
+    /// # Errors
+    /// If it doesn't come back.
+    pub fn restart_slurmd(&mut self) -> Result<()> {
+        if let Some(at) = self.daemons.iter().position(|(name, _)| *name == "slurmd") {
+            let (_, mut child) = self.daemons.remove(at);
+            end(&mut child);
+        }
+        self.start_slurmd()
+    }
+
+    /// The process id of slurmd.
+    ///
+    /// # Errors
+    /// If it isn't running.
+    pub fn slurmd(&self) -> Result<u32> {
+        let found = self.daemons.iter().find(|(name, _)| *name == "slurmd");
+        found.map(|(_, child)| child.id()).context("slurmd is not running")
+    }
+
     /// A child in the foreground, killed by the kernel if this process dies in whatever way.
-    fn daemon(&mut self, name: &str, arguments: &[String]) -> Result<()> {
+    fn daemon(&mut self, name: &'static str, arguments: &[String]) -> Result<()> {
         let output = File::create(self.path(&format!("{name}.out")))?;
         let child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "--", name])
@@ -141,16 +165,17 @@ impl Cluster {
             .stderr(output)
             .spawn()
             .with_context(|| name.to_owned())?;
-        self.daemons.push(child);
+        self.daemons.push((name, child));
         Ok(())
     }
 
     fn wait(&mut self, daemon: &str, is_ready: impl Fn(&Self) -> Result<bool>) -> Result<()> {
         let start = Instant::now();
         while !is_ready(self)? {
-            for child in &mut self.daemons {
+            for (name, child) in &mut self.daemons {
                 if let Some(status) = child.try_wait()? {
-                    bail!("a daemon ended with {status} while {daemon} started: {}", self.logs());
+                    let name = *name;
+                    bail!("{name} ended with {status} while {daemon} started: {}", self.logs());
                 }
             }
             ensure!(start.elapsed() < START, "{daemon} is not ready after {START:?}: {}", self.logs());
@@ -160,7 +185,7 @@ impl Cluster {
     }
 
     /// The end of each log.
-    pub(crate) fn logs(&self) -> String {
+    pub fn logs(&self) -> String {
         let tail = |name: &str| {
             let text = fs::read_to_string(self.path(name)).unwrap_or_default();
             let lines: Vec<&str> = text.lines().rev().take(15).collect();
@@ -169,18 +194,30 @@ impl Cluster {
         ["munged.out", "slurmctld.log", "slurmctld.out", "slurmd.log", "slurmd.out"].map(tail).concat()
     }
 
+    /// The release of the running slurmctld: `22.05.8`.
+    #[must_use]
+    pub fn slurm(&self) -> &str {
+        &self.slurm
+    }
+
+    /// The release of this machine's C library: `2.36`.
+    #[must_use]
+    pub fn glibc(&self) -> &str {
+        &self.glibc
+    }
+
     /// A path in the cluster's folder.
-    pub(crate) fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.folder.join(name)
     }
 
     /// A folder that every user may write to, where commands run.
-    pub(crate) fn work(&self, name: &str) -> PathBuf {
+    pub fn work(&self, name: &str) -> PathBuf {
         self.path("work").join(name)
     }
 
     /// Makes this file the plugin, by rename: a running slurmstepd keeps the old one.
-    pub(crate) fn install(&self, plugin: &Path) -> Result<()> {
+    pub fn install(&self, plugin: &Path) -> Result<()> {
         fs::copy(plugin, self.path("new.so")).with_context(|| plugin.display().to_string())?;
         fs::set_permissions(self.path("new.so"), Permissions::from_mode(0o755))?;
         Ok(fs::rename(self.path("new.so"), self.path("spank_roce.so"))?)
@@ -188,24 +225,24 @@ impl Cluster {
 
     /// Gives the plugin to commands and node, with these arguments. Slurm reads plugstack.conf for every
     /// command and step.
-    pub(crate) fn with_plugin(&self, arguments: &str) -> Result<()> {
+    pub fn with_plugin(&self, arguments: &str) -> Result<()> {
         fs::write(self.path(NODE_PLUGSTACK), self.plugstack(arguments))?;
         self.with_client_plugin(arguments)
     }
 
     /// Takes the plugin from commands and node.
-    pub(crate) fn without_plugin(&self) -> Result<()> {
+    pub fn without_plugin(&self) -> Result<()> {
         fs::write(self.path(NODE_PLUGSTACK), "")?;
         self.without_client_plugin()
     }
 
     /// Takes the plugin from the commands: a submit host where it was never installed.
-    pub(crate) fn without_client_plugin(&self) -> Result<()> {
+    pub fn without_client_plugin(&self) -> Result<()> {
         Ok(fs::write(self.path(CLIENT_PLUGSTACK), "")?)
     }
 
     /// Gives the plugin to the commands with other arguments than the node's.
-    pub(crate) fn with_client_plugin(&self, arguments: &str) -> Result<()> {
+    pub fn with_client_plugin(&self, arguments: &str) -> Result<()> {
         Ok(fs::write(self.path(CLIENT_PLUGSTACK), self.plugstack(arguments))?)
     }
 
@@ -214,19 +251,19 @@ impl Cluster {
     }
 
     /// The plugin with a site file of this text, and these other arguments.
-    pub(crate) fn with_site(&self, site: &str, arguments: &str) -> Result<()> {
+    pub fn with_site(&self, site: &str, arguments: &str) -> Result<()> {
         fs::write(self.path("roce.toml"), site)?;
         self.with_plugin(&format!("config={} {arguments}", self.path("roce.toml").display()))
     }
 
     /// The node's state in short: idle, mix, drain, ...
-    pub(crate) fn node_state(&self) -> Result<String> {
+    pub fn node_state(&self) -> Result<String> {
         let sinfo: Ran = program("sinfo").args(["-h", "-N", "-o", "%t"]).run(self)?;
         Ok(sinfo.stdout.trim().to_owned())
     }
 
     /// After whatever went wrong, the node must come back by itself.
-    pub(crate) fn expect_idle(&self) -> Result<()> {
+    pub fn expect_idle(&self) -> Result<()> {
         let start = Instant::now();
         loop {
             let state = self.node_state()?;
@@ -241,7 +278,7 @@ impl Cluster {
 }
 
 /// The search path with the folders of daemons.
-pub(crate) fn program_path() -> String {
+pub fn program_path() -> String {
     format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default())
 }
 
@@ -261,23 +298,28 @@ fn remove_leftovers() {
 /// The start of the folder's name; the rest is the process id.
 const PREFIX: &str = "roce-slurm-";
 
+/// Asks a daemon to end, and ends it if it doesn't.
+fn end(child: &mut Child) {
+    let pid = nix::unistd::Pid::from_raw(child.id().cast_signed());
+    // If it has ended already, there is nothing to end.
+    let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
+    let start = Instant::now();
+    while child.try_wait().is_ok_and(|status| status.is_none()) {
+        if start.elapsed() > Duration::from_secs(5) {
+            let _ = child.kill();
+            let _ = child.wait();
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 impl Drop for Cluster {
     fn drop(&mut self) {
         // slurmd first: it ends what runs below it. Each was started here, so its id is still its own until
         // it is waited for.
-        for child in self.daemons.iter_mut().rev() {
-            let pid = nix::unistd::Pid::from_raw(child.id().cast_signed());
-            // If it has ended already, there is nothing to end.
-            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM);
-            let start = Instant::now();
-            while child.try_wait().is_ok_and(|status| status.is_none()) {
-                if start.elapsed() > Duration::from_secs(5) {
-                    let _ = child.kill();
-                    let _ = child.wait();
-                    break;
-                }
-                std::thread::sleep(Duration::from_millis(20));
-            }
+        for (_, child) in self.daemons.iter_mut().rev() {
+            end(child);
         }
         let is_kept = std::env::var_os("ROCE_KEEP").is_some();
         if is_kept {

@@ -19,7 +19,7 @@ const PROGRAMS: [(&str, &str); 7] = [
 ///
 /// # Errors
 /// What is missing, and what to do.
-pub(crate) fn check() -> Result<PathBuf> {
+pub fn check() -> Result<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let folders: Vec<PathBuf> =
         std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]).collect();
@@ -46,12 +46,15 @@ fn plugin() -> Result<PathBuf> {
 }
 
 /// The workspace's target folder.
-pub(crate) fn target() -> PathBuf {
-    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().map(Path::to_owned);
-    target.unwrap_or_else(|| PathBuf::from("target"))
+#[must_use]
+pub fn target() -> PathBuf {
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace.join("target"), PathBuf::from);
+    // It may not exist yet; the path says as much as the canonical one then.
+    target.canonicalize().unwrap_or(target)
 }
 
 /// Is a skip a failure here?
-pub(crate) fn is_required() -> bool {
+pub fn is_required() -> bool {
     std::env::var("ROCE_REQUIRE").is_ok_and(|tiers| tiers.split(',').any(|tier| tier == "slurm"))
 }

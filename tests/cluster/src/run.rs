@@ -1,7 +1,7 @@
 //! Commands of users on the cluster, and what they gave.
 
 use std::collections::BTreeMap;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -9,10 +9,10 @@ use anyhow::{Context, Result, ensure};
 use crate::cluster::{Cluster, program_path};
 
 /// A user without rights.
-const USER: &str = "65534";
+pub const USER: &str = "65534";
 
 /// A command to be run on the cluster, as root unless [`Program::unprivileged`] says otherwise.
-pub(crate) struct Program {
+pub struct Program {
     arguments: Vec<String>,
     variables: Vec<(String, String)>,
     is_user: bool,
@@ -20,25 +20,22 @@ pub(crate) struct Program {
 }
 
 /// A command.
-pub(crate) fn program(name: &str) -> Program {
+pub fn program(name: &str) -> Program {
     Program { arguments: vec![name.to_owned()], variables: Vec::new(), is_user: false, memlock_kib: None }
 }
 
 /// `srun` with these arguments, as a user without rights.
-pub(crate) fn srun<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Program {
+pub fn srun<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Program {
     program("srun").args(arguments).unprivileged()
 }
 
 /// `srun` of a step that may use both CPUs of its job, whatever the number of its tasks.
-pub(crate) fn wide<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Program {
+pub fn wide<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Program {
     program("salloc").args(["--quiet", "-n2", "srun"]).args(arguments).unprivileged()
 }
 
 /// Submits a job and waits for its end. Gives whether it ended well, and what it wrote.
-pub(crate) fn batch<'a>(
-    cluster: &Cluster,
-    arguments: impl IntoIterator<Item = &'a str>,
-) -> Result<(bool, String)> {
+pub fn batch<'a>(cluster: &Cluster, arguments: impl IntoIterator<Item = &'a str>) -> Result<(bool, String)> {
     let output = cluster.work("job.out");
     let output_option = format!("--output={}", output.display());
     let submit =
@@ -66,32 +63,46 @@ fn without_hint(text: &str) -> String {
 }
 
 /// The end of the line that a task writes when slurmd could not raise a limit.
-pub(crate) const HINT: &str = "slurmd lacks CAP_SYS_RESOURCE";
+pub const HINT: &str = "slurmd lacks CAP_SYS_RESOURCE";
 
 impl Program {
-    pub(crate) fn args<'a>(mut self, arguments: impl IntoIterator<Item = &'a str>) -> Self {
+    /// With these arguments too.
+    pub fn args<'a>(mut self, arguments: impl IntoIterator<Item = &'a str>) -> Self {
         self.arguments.extend(arguments.into_iter().map(str::to_owned));
         self
     }
 
-    pub(crate) fn env(mut self, name: &str, value: &str) -> Self {
+    /// With this variable; no other is handed on.
+    pub fn env(mut self, name: &str, value: &str) -> Self {
         self.variables.push((name.to_owned(), value.to_owned()));
         self
     }
 
-    pub(crate) fn unprivileged(mut self) -> Self {
+    /// As a user without rights.
+    pub fn unprivileged(mut self) -> Self {
         self.is_user = true;
         self
     }
 
     /// With this soft limit of locked memory in the submitting shell.
-    pub(crate) fn memlock_kib(mut self, kib: u32) -> Self {
+    pub fn memlock_kib(mut self, kib: u32) -> Self {
         self.memlock_kib = Some(kib);
         self
     }
 
     /// Runs it to its end, for at most a minute.
-    pub(crate) fn run(self, cluster: &Cluster) -> Result<Ran> {
+    ///
+    /// # Errors
+    /// If it can't be started.
+    pub fn run(self, cluster: &Cluster) -> Result<Ran> {
+        self.start(cluster)?.wait()
+    }
+
+    /// Starts it, to be ended by itself or within a minute.
+    ///
+    /// # Errors
+    /// If it can't be started.
+    pub fn start(self, cluster: &Cluster) -> Result<Running> {
         let mut line: Vec<String> = ["setpriv", "--pdeathsig", "KILL"].map(str::to_owned).into();
         if self.is_user {
             line.extend(["--reuid", USER, "--regid", USER, "--clear-groups"].map(str::to_owned));
@@ -103,7 +114,7 @@ impl Program {
         }
         line.extend(["timeout".to_owned(), "60".to_owned()]);
         line.extend(self.arguments);
-        let output = Command::new(&line[0])
+        let child = Command::new(&line[0])
             .args(&line[1..])
             // The tests' own environment may hold anything.
             .env_clear()
@@ -113,11 +124,38 @@ impl Program {
             .envs(self.variables)
             .current_dir(cluster.path("work"))
             .stdin(Stdio::null())
-            .output()
-            .with_context(|| line.join(" "))?;
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn();
+        let line = line.join(" ");
+        Ok(Running { child: child.with_context(|| line.clone())?, line })
+    }
+}
+
+/// A command that was started.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+    line: String,
+}
+
+impl Running {
+    /// The process id of `timeout`, which hands a signal on to the command itself.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// If its output can't be read.
+    pub fn wait(self) -> Result<Ran> {
+        let Self { child, line } = self;
+        let output = child.wait_with_output().with_context(|| line.clone())?;
         let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
         Ok(Ran {
-            line: line.join(" "),
+            line,
             status: output.status.code().unwrap_or(-1),
             stdout: text(&output.stdout),
             stderr: text(&output.stderr),
@@ -127,23 +165,26 @@ impl Program {
 
 /// What a command gave.
 #[derive(Debug)]
-pub(crate) struct Ran {
+pub struct Ran {
     line: String,
-    pub(crate) status: i32,
-    pub(crate) stdout: String,
-    pub(crate) stderr: String,
+    /// The exit code; -1 if a signal ended it.
+    pub status: i32,
+    /// All that it wrote to its standard output.
+    pub stdout: String,
+    /// All that it wrote to its standard error.
+    pub stderr: String,
 }
 
 impl Ran {
     /// The plugin's own lines, without Slurm's and without the hint that this machine's slurmd may not raise
     /// limits.
-    pub(crate) fn own_lines(&self) -> Vec<&str> {
+    pub fn own_lines(&self) -> Vec<&str> {
         let lines = self.stderr.lines().filter(|line| line.contains("spank_roce: "));
         lines.filter(|line| !line.ends_with(HINT)).collect()
     }
 
     /// It must have ended well, and the plugin must have said nothing.
-    pub(crate) fn succeeded(self) -> Result<Self> {
+    pub fn succeeded(self) -> Result<Self> {
         let is_quiet = self.own_lines().is_empty();
         ensure!(self.status == 0 && is_quiet, "should have succeeded quietly: {self}");
         Ok(self)
@@ -151,13 +192,13 @@ impl Ran {
 
     /// It must have failed, and the plugin must have said exactly this one line, here with `...` for what
     /// may follow.
-    pub(crate) fn failed_with(&self, line: &str) -> Result<()> {
+    pub fn failed_with(&self, line: &str) -> Result<()> {
         ensure!(self.status != 0, "should have failed with \"{line}\": {self}");
         self.said(line)
     }
 
     /// The plugin must have said exactly this one line.
-    pub(crate) fn said(&self, line: &str) -> Result<()> {
+    pub fn said(&self, line: &str) -> Result<()> {
         let said = self.own_lines();
         let is_it = |said: &str| match line.strip_suffix("...") {
             Some(start) => said.starts_with(start),
@@ -168,7 +209,7 @@ impl Ran {
     }
 
     /// The lines `NAME=value` of the output, as `env` writes them.
-    pub(crate) fn variables(&self) -> BTreeMap<&str, &str> {
+    pub fn variables(&self) -> BTreeMap<&str, &str> {
         self.stdout.lines().filter_map(|line| line.split_once('=')).collect()
     }
 }
@@ -181,7 +222,7 @@ impl std::fmt::Display for Ran {
 }
 
 /// One variable must have this value.
-pub(crate) fn expect(variables: &BTreeMap<&str, &str>, name: &str, value: &str) -> Result<()> {
+pub fn expect(variables: &BTreeMap<&str, &str>, name: &str, value: &str) -> Result<()> {
     let found = variables.get(name).copied();
     ensure!(found == Some(value), "{name} should be {value:?}, is {found:?} in {variables:#?}");
     Ok(())

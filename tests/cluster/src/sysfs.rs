@@ -9,7 +9,7 @@ use anyhow::Result;
 use crate::cluster::Cluster;
 
 /// Writes the tree below `name` of the cluster's folder and gives plugstack.conf's argument for it.
-pub(crate) fn two_nics(cluster: &Cluster, name: &str) -> Result<String> {
+pub fn two_nics(cluster: &Cluster, name: &str) -> Result<String> {
     let root = cluster.path(name);
     if !root.exists() {
         write(&root, "sys/devices/system/cpu/online", "0-1")?;
@@ -24,7 +24,7 @@ pub(crate) fn two_nics(cluster: &Cluster, name: &str) -> Result<String> {
 }
 
 /// A machine without any RDMA device, as [`two_nics`] gives one with two.
-pub(crate) fn without_rdma(cluster: &Cluster, name: &str) -> Result<String> {
+pub fn without_rdma(cluster: &Cluster, name: &str) -> Result<String> {
     let root = cluster.path(name);
     write(&root, "sys/devices/system/cpu/online", "0-1")?;
     Ok(format!("sysfs={}", root.display()))
