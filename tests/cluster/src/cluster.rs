@@ -200,6 +200,13 @@ impl Cluster {
         &self.slurm
     }
 
+    /// Whether slurmctld is older than a release: `is_before(22, 5)`.
+    #[must_use]
+    pub fn is_before(&self, year: u32, month: u32) -> bool {
+        let mut numbers = self.slurm.split('.').map(|number| number.parse().unwrap_or(0));
+        (numbers.next(), numbers.next()) < (Some(year), Some(month))
+    }
+
     /// The release of this machine's C library: `2.36`.
     #[must_use]
     pub fn glibc(&self) -> &str {

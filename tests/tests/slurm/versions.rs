@@ -34,7 +34,7 @@ fn unknown_release(cluster: &Cluster) -> Result<()> {
     for command in ["srun", "sbatch", "salloc"] {
         let arguments = [unknown.as_str(), command, "-n1", "--roce-tc=3", "true"];
         let ran = program("env").args(arguments).unprivileged().run(cluster)?;
-        if checks_versions(cluster) {
+        if !cluster.is_before(22, 5) {
             // Slurm's own words, and its own end: no signal, and nothing of the plugin's has run.
             let reason = ran.stderr.lines().find(|line| line.contains(&path) && line.contains("ncompatible"));
             ensure!(ran.status == 1 && reason.is_some() && ran.own_lines().is_empty(), "{ran}");
@@ -46,11 +46,6 @@ fn unknown_release(cluster: &Cluster) -> Result<()> {
     // Back with the release that it knows.
     srun(["true"]).run(cluster)?.succeeded()?;
     cluster.expect_idle()
-}
-
-fn checks_versions(cluster: &Cluster) -> bool {
-    let mut numbers = cluster.slurm().split('.').map(|number| number.parse::<u32>().unwrap_or(0));
-    (numbers.next(), numbers.next()) >= (Some(22), Some(5))
 }
 
 /// The library that srun gets `slurm_api_version` from, which is where the plugin finds it.
