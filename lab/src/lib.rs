@@ -36,6 +36,7 @@ mod options;
 pub mod packages;
 pub mod process;
 mod qemu;
+pub mod roots;
 pub mod scenario;
 mod share;
 mod switch;

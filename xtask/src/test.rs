@@ -1,8 +1,10 @@
 //! `cargo xtask test`: every test, tier by tier, the cheap ones first.
 
 use crate::{
-    artifacts::{self, Artifacts, cargo},
-    demo, packages,
+    artifacts::{self, cargo},
+    demo,
+    dist::{self, Zigbuild},
+    packages,
     progress::Progress,
 };
 use anyhow::Result;
@@ -11,6 +13,7 @@ use nix::unistd::Uid;
 use roce_lab::{Interrupt, Process, Software, packages::Need};
 use std::{
     env,
+    path::PathBuf,
     process::{Command, ExitCode},
     time::{Duration, Instant},
 };
@@ -63,7 +66,7 @@ impl Tier {
         }
     }
 
-    fn needs_artifacts(self) -> bool {
+    fn needs_plugin(self) -> bool {
         matches!(self, Self::Slurm | Self::Lab)
     }
 }
@@ -76,38 +79,20 @@ pub(crate) fn run(arguments: &Arguments, interrupt: &Interrupt) -> Result<ExitCo
         .into_iter()
         .filter(|tier| arguments.only.is_empty() || arguments.only.contains(tier))
         .collect();
-    let artifacts = if tiers.contains(&Tier::Lab) {
-        Some(demo::prepare("trixie", Software::Mpi, &progress, interrupt)?.1)
-    } else if tiers.iter().any(|tier| tier.needs_artifacts()) {
-        let step = progress.step("building the plugin and the example for release");
-        std::fs::create_dir_all(demo::CACHE)?;
-        let artifacts = artifacts::build(&std::path::Path::new(demo::CACHE).join("build.log"), interrupt)?;
-        step.done("");
-        Some(artifacts)
+    let build = || build(&tiers, &progress, interrupt);
+    let variables = if tiers.contains(&Tier::Lab) {
+        demo::prepare("trixie", Software::Mpi, &progress, interrupt, build)?.1
     } else {
-        None
+        build()?
     };
-
-    let log = std::path::Path::new(demo::CACHE).join("build.log");
-    let mut extra = Vec::new();
-    if tiers.contains(&Tier::Slurm) {
-        let step = progress.step("building a plugin that panics on demand");
-        extra.push((artifacts::FAULTY_PLUGIN, artifacts::build_faulty_plugin(&log, interrupt)?));
-        step.done("");
-    }
-    if tiers.contains(&Tier::Lab) {
-        let step = progress.step("building rocectl for release");
-        extra.push((artifacts::ROCECTL, artifacts::build_rocectl(&log, interrupt)?));
-        step.done("");
-    }
 
     let mut verdicts = Vec::new();
     let mut failed = false;
     for tier in tiers {
-        let mut command = command(tier, artifacts.as_ref(), &arguments.arguments);
+        let mut command = command(tier, &arguments.arguments);
         let shown: Vec<_> = tier.cargo_arguments().iter().chain([&""]).copied().collect();
         progress.line(format!("\n==== {}: cargo {}", tier.name(), shown.join(" ").trim_end()));
-        command.envs(extra.iter().cloned());
+        command.envs(variables.iter().cloned());
         let start = Instant::now();
         // Its own output is the progress.
         command.env("CARGO_TERM_PROGRESS_WHEN", "never");
@@ -125,16 +110,36 @@ pub(crate) fn run(arguments: &Arguments, interrupt: &Interrupt) -> Result<ExitCo
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-fn command(tier: Tier, artifacts: Option<&Artifacts>, arguments: &[String]) -> Command {
+/// Builds what the tiers run, and gives the variables that name it. The plugin is the one that is released.
+fn build(tiers: &[Tier], progress: &Progress, interrupt: &Interrupt) -> Result<Vec<(&'static str, PathBuf)>> {
+    let mut variables = Vec::new();
+    if !tiers.iter().any(|tier| tier.needs_plugin()) {
+        return Ok(variables);
+    }
+    let tool = Zigbuild::ensure(progress, interrupt)?;
+    let plugin = match artifacts::given(artifacts::PLUGIN)? {
+        Some(given) => given,
+        None => dist::plugin(&tool, progress, interrupt)?,
+    };
+    variables.push((artifacts::PLUGIN, plugin));
+    if tiers.contains(&Tier::Slurm) {
+        variables.push((artifacts::FAULTY_PLUGIN, dist::faulty_plugin(&tool, progress, interrupt)?));
+    }
+    if tiers.contains(&Tier::Lab) {
+        let log = artifacts::target().join("build.log");
+        let step = progress.step("building the example and rocectl for release");
+        variables.push((artifacts::PAIR_EXCHANGE, artifacts::build_pair_exchange(&log, interrupt)?));
+        variables.push((artifacts::ROCECTL, artifacts::build_rocectl(&log, interrupt)?));
+        step.done("");
+    }
+    Ok(variables)
+}
+
+fn command(tier: Tier, arguments: &[String]) -> Command {
     let mut command = cargo();
     command.args(tier.cargo_arguments());
     if matches!(tier, Tier::Unit | Tier::Slurm | Tier::Lab) && !arguments.is_empty() {
         command.arg("--").args(arguments);
-    }
-    if let Some(artifacts) = artifacts {
-        command
-            .env(artifacts::PLUGIN, &artifacts.plugin)
-            .env(artifacts::PAIR_EXCHANGE, &artifacts.pair_exchange);
     }
     // Where nobody reads along, a test that was skipped must not look like one that passed.
     if env::var_os("CI").is_some() && env::var_os("ROCE_REQUIRE").is_none() {
