@@ -41,7 +41,7 @@ pub(crate) fn plugin(tool: &Zigbuild, progress: &Progress, interrupt: &Interrupt
 }
 
 /// rocectl as it is released.
-fn rocectl(tool: &Zigbuild, progress: &Progress, interrupt: &Interrupt) -> Result<PathBuf> {
+pub(crate) fn rocectl(tool: &Zigbuild, progress: &Progress, interrupt: &Interrupt) -> Result<PathBuf> {
     let step = progress.step("building rocectl for glibc 2.28");
     let built = build(tool, "rocectl", "rocectl", interrupt)?;
     check::program(&built)?;
@@ -82,9 +82,14 @@ pub(crate) fn faulty_plugin(tool: &Zigbuild, progress: &Progress, interrupt: &In
     Ok(built)
 }
 
+/// Where the released files are.
+pub(crate) fn folder() -> PathBuf {
+    target().join("dist")
+}
+
 /// Gives a checked file its name in `target/dist`, by rename: a test that runs keeps the old one.
 fn release(built: &Path, name: &str) -> Result<PathBuf> {
-    let folder = target().join("dist");
+    let folder = folder();
     let (file, new) = (folder.join(name), folder.join(format!(".{name}.new")));
     let copy = || {
         fs::create_dir_all(&folder)?;

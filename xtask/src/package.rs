@@ -4,11 +4,12 @@
 //! packaging/.
 
 use crate::{
-    artifacts::{cargo, workspace},
-    dist, packages,
+    artifacts::{cargo, target, workspace},
+    dist::{self, Zigbuild},
+    packages,
     progress::Progress,
 };
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use roce_lab::{Interrupt, packages::Need, process::run_logged};
 use std::{
     fs,
@@ -44,11 +45,15 @@ pub(crate) fn run(arguments: &Arguments, interrupt: &Interrupt) -> Result<ExitCo
 
 /// Makes the packages, one pair for each revision, from the same files.
 pub(crate) fn build(revisions: &[u32], progress: &Progress, interrupt: &Interrupt) -> Result<Vec<Packages>> {
-    let released = dist::build(progress, interrupt)?;
-    let folder = released.plugin.parent().context("the released file is in no folder")?.to_owned();
+    let arch = std::env::consts::ARCH;
+    ensure!(arch == "x86_64", "the packages' paths are those of x86_64; this machine is {arch}");
+    let tool = Zigbuild::ensure(progress, interrupt)?;
+    dist::plugin(&tool, progress, interrupt)?;
+    let rocectl = dist::rocectl(&tool, progress, interrupt)?;
+    let folder = dist::folder();
     let log = folder.join("package.log");
     let step = progress.step("making packages");
-    manuals(&released.rocectl, &folder, &log, interrupt)?;
+    manuals(&rocectl, &folder, &log, interrupt)?;
     let deb = CARGO_DEB.installed(&log, interrupt)?;
     let rpm = CARGO_GENERATE_RPM.installed(&log, interrupt)?;
     let packages = revisions.iter().map(|revision| {
@@ -102,15 +107,15 @@ struct Tool {
 impl Tool {
     /// Its path; built first where this version isn't there.
     fn installed(&self, log: &Path, interrupt: &Interrupt) -> Result<PathBuf> {
-        let root = workspace().join("target/tools");
+        let root = target().join("tools");
         let path = root.join("bin").join(self.name);
         let mark = root.join(format!("{}.version", self.name));
         if path.exists() && fs::read_to_string(&mark).is_ok_and(|version| version == self.version) {
             return Ok(path);
         }
         let mut install = cargo();
-        // Compression is all they do; without optimisation that takes a minute.
-        install.args(["install", "--locked", "--debug", "--config", "profile.dev.opt-level=2", "--root"]);
+        // Optimising them would take minutes, and they have a few megabytes to compress.
+        install.args(["install", "--locked", "--debug", "--root"]);
         install.arg(&root).args(["--version", self.version, self.name]);
         run_logged(&format!("cargo install {}", self.name), install, log, interrupt)?;
         fs::write(&mark, self.version).with_context(|| mark.display().to_string())?;
