@@ -49,7 +49,7 @@ pub(crate) fn rocectl_or_given(
 
 /// The plugin as it is released. In a build of its own: in one with rocectl, cargo would give it the XML and archives that
 /// rocectl reads.
-fn plugin(tool: &Zigbuild, progress: &Progress, interrupt: &Interrupt) -> Result<PathBuf> {
+pub(crate) fn plugin(tool: &Zigbuild, progress: &Progress, interrupt: &Interrupt) -> Result<PathBuf> {
     let step = progress.step("building spank_roce.so for glibc 2.28");
     let built = build(tool, "spank-roce", "libspank_roce.so", interrupt)?;
     check::plugin(&built)?;
@@ -100,9 +100,14 @@ pub(crate) fn faulty_plugin(tool: &Zigbuild, progress: &Progress, interrupt: &In
     Ok(built)
 }
 
+/// Where the released files are.
+pub(crate) fn folder() -> PathBuf {
+    target().join("dist")
+}
+
 /// Gives a checked file its name in `target/dist`, by rename: a test that runs keeps the old one.
 fn release(built: &Path, name: &str) -> Result<PathBuf> {
-    let folder = target().join("dist");
+    let folder = folder();
     let (file, new) = (folder.join(name), folder.join(format!(".{name}.new")));
     let copy = || {
         fs::create_dir_all(&folder)?;

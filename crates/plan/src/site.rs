@@ -385,6 +385,19 @@ mod tests {
     }
 
     #[test]
+    fn the_manual_page_has_every_key_of_the_example_file() {
+        let example = include_str!("../../../spank-plugin/roce.toml.example");
+        let page = include_str!("../../../docs/man/roce.toml.5");
+        let assignments =
+            example.lines().filter_map(|line| line.strip_prefix('#').unwrap_or(line).split_once(" = "));
+        let keys: Vec<&str> = assignments.map(|(key, _)| key).filter(|key| !key.contains(' ')).collect();
+        assert!(keys.len() > 10, "{keys:?}");
+        for key in keys {
+            assert!(page.contains(&format!("\n.BR {key} \"")), "roce.toml(5) lacks {key}");
+        }
+    }
+
+    #[test]
     fn an_empty_file_is_the_defaults() {
         let site = Site::parse("", "").unwrap();
         assert_eq!(site, Site::default());
