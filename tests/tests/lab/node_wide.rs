@@ -15,6 +15,7 @@ use std::collections::BTreeSet;
 pub(crate) const CONTROLS: &[Control] = &[
     Control { name: "node_wide::without_the_sites_word_an_unaware_program_is_unmarked", run: unmarked },
     Control { name: "node_wide::an_unaware_program_has_the_steps_class_in_both_directions", run: marked },
+    Control { name: "node_wide::a_job_with_a_part_of_the_node_is_told_so", run: part },
     Control { name: "node_wide::rocectl_restore_puts_back_what_a_killed_step_left", run: killed },
 ];
 
@@ -50,6 +51,20 @@ fn marked(lab: &Lab) -> Result<(), Failed> {
                 rmdir rxe0 rxe1";
     let values = on_all(&cluster, look)?;
     ensure(values.iter().all(|text| text.trim() == "0 0"), || format!("not put back: {values:?}"))?;
+    all_idle(&cluster)
+}
+
+/// However many tasks it crowds there.
+fn part(lab: &Lab) -> Result<(), Failed> {
+    let cluster = lab.cluster()?;
+    on_all(&cluster, "printf '[policy]\\nnode_wide = true\\n' > /etc/slurm/roce.toml")?;
+    let script = "srun -w vm1 -N1 -n8 --overcommit --roce-tc=3 --roce=verbose ls /sys/kernel/config/rdma_cm";
+    let output = cluster.run("vm1", script, TIMEOUT);
+    on_all(&cluster, "rm /etc/slurm/roce.toml")?;
+    let output = output?;
+    let said = "the class is not node-wide: the job has 1 of the node's 2 CPUs (ask for --exclusive)";
+    let ok = output.success() && output.stdout.is_empty() && output.stderr.matches(said).count() == 1;
+    ensure(ok, || told(script, &output).message().unwrap_or_default().to_owned())?;
     all_idle(&cluster)
 }
 
