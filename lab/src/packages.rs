@@ -62,6 +62,7 @@ pub const PACKAGES: &[Package] = &[
     test("slurmctld", "the controller of the Slurm that the tests run on this machine"),
     test("slurmd", "the nodes of the Slurm that the tests run on this machine"),
     test("slurm-client", "srun, sbatch and sinfo, for the tests on this machine"),
+    test("strace", "what slurmstepd asks of the kernel, for the tests of what it must never do"),
     test("rdma-core", "libibverbs and its providers, which the launcher loads at run time"),
     Package {
         name: "python3-venv",

@@ -6,6 +6,7 @@ use roce_plan::{Options, RoceOption, Site};
 
 use crate::arguments::{ArgumentError, Arguments, ConfigError};
 use crate::environment::Environment;
+use crate::node_wide::Outcome;
 use crate::step::Step;
 
 /// The process's state. srun, sbatch and salloc use the first half, slurmstepd the second.
@@ -27,6 +28,8 @@ pub(crate) struct State {
     pub(crate) step: Option<Step>,
     /// The tasks' environment, once the plugin has touched it.
     pub(crate) environment: Environment,
+    /// What became of the class for all of the node.
+    pub(crate) node_wide: Outcome,
 }
 
 /// The state. Hooks are called one after the other, so there is nobody to wait for; a panic leaves it

@@ -16,7 +16,7 @@ use crate::environment::Environment;
 use crate::gather::{self, Settled};
 use crate::state::{State, state};
 use crate::table::{Row, TaskTable};
-use crate::{apply, report};
+use crate::{apply, node_wide, report};
 
 /// Slurm's own record of the memlock limit in the shell that submitted; it is applied to the task after
 /// `task_init_privileged`.
@@ -224,8 +224,12 @@ pub(crate) fn task_init(spank: &Spank<'_>, _: &[&CStr]) -> Verdict {
     let mut state = state();
     // This is the task's own copy of the state, and nothing comes after.
     let Some(step) = state.step.take() else { return Verdict::Continue };
+    let is_verbose = step.facts.as_ref().is_ok_and(|facts| facts.verbose);
     match step.facts.and_then(|facts| place(spank, facts, &state.environment)) {
-        Ok(lines) => {
+        Ok(mut lines) => {
+            if spank.task_id() == Ok(0) {
+                lines.extend(node_wide::lines(&state, is_verbose));
+            }
             lines.iter().for_each(|line| report::to_task(spank, line));
             Verdict::Continue
         }

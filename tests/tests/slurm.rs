@@ -12,12 +12,16 @@ mod failures;
 mod faults;
 #[path = "slurm/inheritance.rs"]
 mod inheritance;
+#[path = "slurm/node_wide.rs"]
+mod node_wide;
 #[path = "slurm/options.rs"]
 mod options;
 #[path = "slurm/placement.rs"]
 mod placement;
 #[path = "slurm/security.rs"]
 mod security;
+#[path = "slurm/trace.rs"]
+mod trace;
 #[path = "slurm/versions.rs"]
 mod versions;
 
@@ -45,6 +49,7 @@ fn main() -> ExitCode {
         ("inheritance", inheritance::TESTS),
         ("faults", faults::TESTS),
         ("security", security::TESTS),
+        ("node_wide", node_wide::TESTS),
         ("versions", versions::TESTS),
     ];
     let named = |(group, tests): (&str, &[(&str, Test)])| {

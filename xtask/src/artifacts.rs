@@ -76,18 +76,6 @@ pub(crate) fn build_pair_exchange(log: &Path, interrupt: &Interrupt) -> Result<P
     built("pair_exchange")
 }
 
-/// Builds rocectl. In a build of its own: in one with the plugin, cargo would give the plugin the XML and archives that
-/// rocectl reads.
-pub(crate) fn build_rocectl(log: &Path, interrupt: &Interrupt) -> Result<PathBuf> {
-    if let Some(given) = given(ROCECTL)? {
-        return Ok(given);
-    }
-    let mut command = cargo();
-    command.args(["build", "--release", "-p", "rocectl"]);
-    run_logged("cargo build --release of rocectl", command, log, interrupt)?;
-    built("rocectl")
-}
-
 /// Where cargo builds, as an absolute path.
 pub(crate) fn target() -> PathBuf {
     env::var_os("CARGO_TARGET_DIR")

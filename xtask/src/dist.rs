@@ -38,23 +38,32 @@ pub(crate) fn plugin_or_given(
     artifacts::given(artifacts::PLUGIN)?.map_or_else(|| plugin(tool, progress, interrupt), Ok)
 }
 
+/// rocectl that the tests run: the one that the environment names, or as it is released.
+pub(crate) fn rocectl_or_given(
+    tool: &Zigbuild,
+    progress: &Progress,
+    interrupt: &Interrupt,
+) -> Result<PathBuf> {
+    artifacts::given(artifacts::ROCECTL)?.map_or_else(|| rocectl(tool, progress, interrupt), Ok)
+}
+
 /// The plugin as it is released. In a build of its own: in one with rocectl, cargo would give it the XML and archives that
 /// rocectl reads.
-fn plugin(tool: &Zigbuild, progress: &Progress, interrupt: &Interrupt) -> Result<PathBuf> {
+pub(crate) fn plugin(tool: &Zigbuild, progress: &Progress, interrupt: &Interrupt) -> Result<PathBuf> {
     let step = progress.step("building spank_roce.so for glibc 2.28");
     let built = build(tool, "spank-roce", "libspank_roce.so", interrupt)?;
     check::plugin(&built)?;
-    let file = place(&built, &target().join("dist"), "spank_roce.so")?;
+    let file = place(&built, &folder(), "spank_roce.so")?;
     step.done(&size(&file)?);
     Ok(file)
 }
 
 /// rocectl as it is released.
-fn rocectl(tool: &Zigbuild, progress: &Progress, interrupt: &Interrupt) -> Result<PathBuf> {
+pub(crate) fn rocectl(tool: &Zigbuild, progress: &Progress, interrupt: &Interrupt) -> Result<PathBuf> {
     let step = progress.step("building rocectl for glibc 2.28");
     let built = build(tool, "rocectl", "rocectl", interrupt)?;
     check::program(&built)?;
-    let file = place(&built, &target().join("dist"), "rocectl")?;
+    let file = place(&built, &folder(), "rocectl")?;
     step.done(&size(&file)?);
     Ok(file)
 }
@@ -90,6 +99,11 @@ pub(crate) fn faulty_plugin(tool: &Zigbuild, progress: &Progress, interrupt: &In
     let file = place(&built, &target().join("fault-injection"), "spank_roce.so")?;
     step.done("");
     Ok(file)
+}
+
+/// Where the released files are.
+pub(crate) fn folder() -> PathBuf {
+    target().join("dist")
 }
 
 /// Copies a file to its name in `folder`, by rename: a test that runs keeps the old one.

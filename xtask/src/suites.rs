@@ -29,6 +29,7 @@ pub(crate) const BRIEF: &str = "brief::options_affinity_environment_inheritance_
 const PROGRAM: &str = "/opt/roce/slurm";
 const PLUGIN: &str = "/opt/roce/spank_roce.so";
 const FAULTY_PLUGIN: &str = "/opt/roce/faulty.so";
+const ROCECTL: &str = "/opt/roce/rocectl";
 
 /// What is run in each suite.
 #[derive(Debug, Clone)]
@@ -39,6 +40,8 @@ pub(crate) struct Programs {
     pub plugin: PathBuf,
     /// The one that panics on demand.
     pub faulty_plugin: PathBuf,
+    /// rocectl as it is released.
+    pub rocectl: PathBuf,
 }
 
 /// What came of one suite.
@@ -145,10 +148,12 @@ fn run_one(suite: &str, programs: &Programs, arguments: &[String], interrupt: &I
         (programs.test.as_path(), PROGRAM),
         (&programs.plugin, PLUGIN),
         (&programs.faulty_plugin, FAULTY_PLUGIN),
+        (&programs.rocectl, ROCECTL),
     ];
     let words = [
         format!("{}={PLUGIN}", artifacts::PLUGIN),
         format!("{}={FAULTY_PLUGIN}", artifacts::FAULTY_PLUGIN),
+        format!("{}={ROCECTL}", artifacts::ROCECTL),
         // These roots are made to have what the tests need.
         "ROCE_REQUIRE=slurm".to_owned(),
         PROGRAM.to_owned(),

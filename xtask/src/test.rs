@@ -178,20 +178,26 @@ fn build(tiers: &[Tier], progress: &Progress, interrupt: &Interrupt) -> Result<B
     }
     let tool = Zigbuild::ensure(progress, interrupt)?;
     let plugin = dist::plugin_or_given(&tool, progress, interrupt)?;
+    let rocectl = dist::rocectl_or_given(&tool, progress, interrupt)?;
     if needed(&[Tier::Slurm, Tier::Suites]) {
         let faulty_plugin = dist::faulty_plugin(&tool, progress, interrupt)?;
         built.variables.push((artifacts::FAULTY_PLUGIN, faulty_plugin.clone()));
         if needed(&[Tier::Suites]) {
             let test = suites::build_test(&tool, progress, interrupt)?;
-            built.suites = Some(suites::Programs { test, plugin: plugin.clone(), faulty_plugin });
+            built.suites = Some(suites::Programs {
+                test,
+                plugin: plugin.clone(),
+                faulty_plugin,
+                rocectl: rocectl.clone(),
+            });
         }
     }
     built.variables.push((artifacts::PLUGIN, plugin));
+    built.variables.push((artifacts::ROCECTL, rocectl));
     if needed(&[Tier::Lab]) {
         let log = artifacts::target().join("build.log");
-        let step = progress.step("building the example and rocectl for release");
+        let step = progress.step("building the example for release");
         built.variables.push((artifacts::PAIR_EXCHANGE, artifacts::build_pair_exchange(&log, interrupt)?));
-        built.variables.push((artifacts::ROCECTL, artifacts::build_rocectl(&log, interrupt)?));
         step.done("");
     }
     Ok(built)

@@ -136,6 +136,32 @@ impl<'hook> Spank<'hook> {
         unsafe { self.item(Item::StepCpusPerTask, 0) }
     }
 
+    /// The CPUs (hardware threads) of the step's cores on this node, whatever its tasks use of them.
+    ///
+    /// # Errors
+    /// If Slurm does not know it in this hook.
+    pub fn step_cpus(&self) -> Result<u16, Failure> {
+        // SAFETY: the item is a `uint16_t *`.
+        unsafe { self.item(Item::JobNcpus, 0) }
+    }
+
+    /// The job's cores on this node, such as `0-3`. Slurm numbers the cores of its own configuration; where that
+    /// knows no threads, these are CPUs.
+    ///
+    /// # Errors
+    /// If Slurm does not know it in this hook.
+    pub fn job_cores(&self) -> Result<String, Failure> {
+        self.text(Item::JobAllocCores)
+    }
+
+    /// The step's cores on this node, as those of the job.
+    ///
+    /// # Errors
+    /// If Slurm does not know it in this hook.
+    pub fn step_cores(&self) -> Result<String, Failure> {
+        self.text(Item::StepAllocCores)
+    }
+
     /// The task's number on this node.
     ///
     /// # Errors
@@ -303,6 +329,17 @@ impl<'hook> Spank<'hook> {
             about: text.escape_default().to_string(),
             reason: "a text with a zero byte".to_owned(),
         })
+    }
+
+    /// One of the items that are texts; empty where Slurm has none.
+    fn text(&self, item: Item) -> Result<String, Failure> {
+        // SAFETY: the callers' items are `char **`; Slurm stores the address of its own text there.
+        let text: *const c_char = unsafe { self.item(item, std::ptr::null()) }?;
+        if text.is_null() {
+            return Ok(String::new());
+        }
+        // SAFETY: a terminated text of Slurm's, copied before anything else is called.
+        Ok(unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned())
     }
 
     /// Asks for an item that is stored in one `T`.

@@ -30,6 +30,7 @@ fn panics(cluster: &Cluster) -> Result<()> {
         "TaskPostFork" if cluster.is_before(22, 5) => panic_where_nothing_is_done(cluster, hook),
         _ => panic_in(cluster, hook, line),
     });
+    let result = result.and_then(|()| panic_at_the_end(cluster));
     cluster.install(&released)?;
     result
 }
@@ -53,6 +54,23 @@ fn panic_in(cluster: &Cluster, hook: &str, line: &str) -> Result<()> {
     srun(touch()).run(cluster)?.succeeded().with_context(|| hook.to_owned())?;
     ensure!(proof.exists(), "{hook}: the task without options did not run");
     cluster.expect_idle().with_context(|| hook.to_owned())
+}
+
+/// All is done by then, and what has to be put back is put back all the same.
+fn panic_at_the_end(cluster: &Cluster) -> Result<()> {
+    let tree = sysfs::two_nics(cluster, "panic-at-the-end")?;
+    let value = cluster.path("panic-at-the-end/sys/kernel/config/rdma_cm/mlx5_0/ports/1/default_roce_tos");
+    std::fs::create_dir_all(value.parent().context("no parent")?)?;
+    std::fs::write(&value, "0\n")?;
+    let site = "[policy]\nnode_wide = true\n[nics]\ninclude = [\"mlx5_0\"]\n";
+    cluster.with_site(site, &format!("{tree} fault=Exit"))?;
+    let cat = value.display().to_string();
+    let ran = srun(["--exclusive", "-n1", "--roce-tc=3", "cat", &cat]).run(cluster)?.succeeded()?;
+    ensure!(ran.stdout == "106\n", "{ran}");
+    cluster.expect_idle()?;
+    let after = std::fs::read_to_string(&value)?;
+    ensure!(after == "0\n", "not put back: {after}");
+    Ok(())
 }
 
 /// Before 22.05 Slurm binds a task after task_post_fork, so there the tasks settle everything among themselves: that

@@ -14,10 +14,11 @@ use std::{collections::BTreeSet, fs, path::Path};
 
 /// What Slurm looks up in a SPANK plugin, as far as this one has it. A hook that is not here is one that Slurm doesn't
 /// call: the job hooks would cost every job a prolog and an epilog. Slurm runs `init` and `fini` of a plugin that has them.
-const EXPORTS: [&str; 9] = [
+const EXPORTS: [&str; 10] = [
     "plugin_name",
     "plugin_type",
     "plugin_version",
+    "slurm_spank_exit",
     "slurm_spank_init",
     "slurm_spank_init_post_opt",
     "slurm_spank_task_init",
