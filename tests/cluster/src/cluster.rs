@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::run::{Ran, program};
+use crate::run::program;
 
 /// The node's name in Slurm.
 pub const NODE: &str = "n1";
