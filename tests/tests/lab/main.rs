@@ -6,6 +6,7 @@ mod demo;
 mod lab;
 mod mpi;
 mod no_rdma;
+mod node_wide;
 mod peers;
 mod refused;
 mod untouched;
@@ -20,6 +21,7 @@ use std::{
 };
 
 /// A test with its name.
+#[derive(Clone, Copy)]
 struct Control {
     name: &'static str,
     run: fn(&Lab) -> Result<(), Failed>,
@@ -58,11 +60,12 @@ fn controls() -> Vec<Control> {
         mpi::CONTROLS,
         refused::CONTROLS,
         untouched::CONTROLS,
+        node_wide::CONTROLS,
     ]
     .into_iter()
     .chain([no_rdma::CONTROLS])
     .flatten()
-    .map(|control| Control { ..*control })
+    .copied()
     .collect()
 }
 
