@@ -29,12 +29,13 @@ fn sorted(text: &str) -> Vec<&str> {
 }
 
 fn nearest(cluster: &Cluster) -> Result<()> {
-    let two = ["-n2", "--gpus-per-task=1", "--roce-tc=3", "bash", "-c", SAY];
+    // Slurm before 21.08 lets each task see all GPUs of the step unless it is told which is whose.
+    let two = ["-n2", "--gpus-per-task=1", "--gpu-bind=map_gpu:0,1", "--roce-tc=3", "bash", "-c", SAY];
     let ran = step(cluster, &two)?.run(cluster)?.succeeded()?;
     // By its CPU the second task would be nearer to the other NIC.
     ensure!(sorted(&ran.stdout) == ["0 0 mlx5_0:1", "1 1 mlx5_0:1"], "{ran}");
-    let four = ["-n4", "--overcommit", "--gpus-per-task=1", "--roce-tc=3", "bash", "-c", SAY];
-    let ran = step(cluster, &four)?.run(cluster)?.succeeded()?;
+    let four = ["-n4", "--overcommit", "--gpus-per-task=1", "--gpu-bind=map_gpu:0,1,2,3", "--roce-tc=3"];
+    let ran = step(cluster, &four)?.args(["bash", "-c", SAY]).run(cluster)?.succeeded()?;
     let expected = ["0 0 mlx5_0:1", "1 1 mlx5_0:1", "2 2 mlx5_1:1", "3 3 mlx5_1:1"];
     ensure!(sorted(&ran.stdout) == expected, "{ran}");
     cluster.expect_both_idle()
