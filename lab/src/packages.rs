@@ -50,6 +50,7 @@ pub const PACKAGES: &[Package] = &[
     test("slurmd", "the nodes of the Slurm that the tests run on this machine"),
     test("slurm-client", "srun, sbatch and sinfo, for the tests on this machine"),
     test("rdma-core", "libibverbs and its providers, which the launcher loads at run time"),
+    test("valgrind", "memcheck, for the plugin in a pretend Slurm"),
     Package { name: "hwloc-nox", need: Need::Bench, why: "lstopo-no-graphics, the peer of a benchmark" },
 ];
 

@@ -103,7 +103,8 @@ pub(crate) fn build_faulty_plugin(log: &Path, interrupt: &Interrupt) -> Result<P
     path.canonicalize().with_context(|| format!("cargo built no {}", path.display()))
 }
 
-fn target() -> PathBuf {
+/// Where cargo builds.
+pub(crate) fn target() -> PathBuf {
     env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from)
 }
 

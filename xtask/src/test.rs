@@ -20,7 +20,7 @@ pub(crate) struct Arguments {
     /// Run this tier alone; may be repeated
     #[arg(long, value_name = "TIER")]
     only: Vec<Tier>,
-    /// Handed to the test programs of the tiers unit, slurm and lab, such as a part of a test's name
+    /// Handed to the test programs of the tiers unit, host, slurm and lab, such as a part of a test's name
     #[arg(last = true)]
     arguments: Vec<String>,
 }
@@ -33,6 +33,8 @@ enum Tier {
     Clippy,
     /// Everything that needs no cluster
     Unit,
+    /// The plugin in a pretend Slurm, with faults at every place
+    Host,
     /// The plugin in a real Slurm on this machine
     Slurm,
     /// The whole path in guests
@@ -40,13 +42,14 @@ enum Tier {
 }
 
 impl Tier {
-    const ALL: [Self; 5] = [Self::Fmt, Self::Clippy, Self::Unit, Self::Slurm, Self::Lab];
+    const ALL: [Self; 6] = [Self::Fmt, Self::Clippy, Self::Unit, Self::Host, Self::Slurm, Self::Lab];
 
     fn name(self) -> &'static str {
         match self {
             Self::Fmt => "fmt",
             Self::Clippy => "clippy",
             Self::Unit => "unit",
+            Self::Host => "host",
             Self::Slurm => "slurm",
             Self::Lab => "lab",
         }
@@ -58,13 +61,19 @@ impl Tier {
             Self::Clippy => &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"],
             // The two big ones have `test = false` in tests/Cargo.toml: they run only when they are named.
             Self::Unit => &["test", "--workspace"],
+            Self::Host => &["test", "-p", "roce-plugin-host", "--test", "host"],
             Self::Slurm => &["test", "-p", "roce-tests", "--test", "slurm"],
             Self::Lab => &["test", "-p", "roce-tests", "--test", "lab"],
         }
     }
 
     fn needs_artifacts(self) -> bool {
-        matches!(self, Self::Slurm | Self::Lab)
+        matches!(self, Self::Host | Self::Slurm | Self::Lab)
+    }
+
+    /// slurmd and what plays it need root; guests don't.
+    fn needs_root(self) -> bool {
+        matches!(self, Self::Host | Self::Slurm)
     }
 }
 
@@ -90,7 +99,7 @@ pub(crate) fn run(arguments: &Arguments, interrupt: &Interrupt) -> Result<ExitCo
 
     let log = std::path::Path::new(demo::CACHE).join("build.log");
     let mut extra = Vec::new();
-    if tiers.contains(&Tier::Slurm) {
+    if tiers.iter().any(|tier| tier.needs_root()) {
         let step = progress.step("building a plugin that panics on demand");
         extra.push((artifacts::FAULTY_PLUGIN, artifacts::build_faulty_plugin(&log, interrupt)?));
         step.done("");
@@ -128,7 +137,7 @@ pub(crate) fn run(arguments: &Arguments, interrupt: &Interrupt) -> Result<ExitCo
 fn command(tier: Tier, artifacts: Option<&Artifacts>, arguments: &[String]) -> Command {
     let mut command = cargo();
     command.args(tier.cargo_arguments());
-    if matches!(tier, Tier::Unit | Tier::Slurm | Tier::Lab) && !arguments.is_empty() {
+    if !matches!(tier, Tier::Fmt | Tier::Clippy) && !arguments.is_empty() {
         command.arg("--").args(arguments);
     }
     if let Some(artifacts) = artifacts {
@@ -140,8 +149,7 @@ fn command(tier: Tier, artifacts: Option<&Artifacts>, arguments: &[String]) -> C
     if env::var_os("CI").is_some() && env::var_os("ROCE_REQUIRE").is_none() {
         command.env("ROCE_REQUIRE", "slurm,lab,data");
     }
-    // slurmd needs root; guests don't.
-    if tier == Tier::Slurm && !Uid::effective().is_root() {
+    if tier.needs_root() && !Uid::effective().is_root() {
         let target = format!("{}_UNKNOWN_LINUX_GNU", env::consts::ARCH.to_uppercase());
         command.env(format!("CARGO_TARGET_{target}_RUNNER"), "sudo -n -E");
     }
