@@ -48,7 +48,7 @@ impl Sizes {
         let stepd = stepd::wait_for_one(cluster)?;
         // Until its tasks run.
         std::thread::sleep(Duration::from_millis(500));
-        self.slurmd.push(resident(cluster.slurmd()?)?);
+        self.slurmd.push(resident(cluster.slurmd()?.cast_signed())?);
         self.stepd.push(resident(stepd)?);
         let ran = step.wait()?;
         ensure!(ran.status == 0, "{ran}");
@@ -71,7 +71,7 @@ fn case(name: &str, with: &[f64], without: &[f64]) -> Case {
 }
 
 /// KiB of a process that are in memory, shared pages counted whole.
-fn resident(pid: u32) -> Result<f64> {
+fn resident(pid: i32) -> Result<f64> {
     let path = format!("/proc/{pid}/smaps_rollup");
     let text = fs::read_to_string(&path).with_context(|| path.clone())?;
     let line = text.lines().find_map(|line| line.strip_prefix("Rss:"));

@@ -1,15 +1,14 @@
-//! Finds the slurmstepd of a cluster.
+//! Waits for the slurmstepd of a cluster.
 
-use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use roce_cluster::Cluster;
+use roce_cluster::{Cluster, processes::Process};
 
 /// Waits until the last step's slurmstepd is gone.
 pub(crate) fn wait_for_none(cluster: &Cluster) -> Result<()> {
     let start = Instant::now();
-    while find(cluster)?.is_some() {
+    while find(cluster).is_some() {
         ensure!(start.elapsed() < Duration::from_secs(10), "a slurmstepd does not end");
         std::thread::sleep(Duration::from_millis(1));
     }
@@ -17,10 +16,10 @@ pub(crate) fn wait_for_none(cluster: &Cluster) -> Result<()> {
 }
 
 /// Waits for a step's slurmstepd.
-pub(crate) fn wait_for_one(cluster: &Cluster) -> Result<u32> {
+pub(crate) fn wait_for_one(cluster: &Cluster) -> Result<i32> {
     let start = Instant::now();
     loop {
-        if let Some(pid) = find(cluster)? {
+        if let Some(pid) = find(cluster) {
             return Ok(pid);
         }
         ensure!(start.elapsed() < Duration::from_secs(10), "no slurmstepd has started");
@@ -28,20 +27,6 @@ pub(crate) fn wait_for_one(cluster: &Cluster) -> Result<u32> {
     }
 }
 
-/// The process of the step that runs on this cluster's slurmd, if there is one.
-fn find(cluster: &Cluster) -> Result<Option<u32>> {
-    let spool = cluster.path("slurm.conf").into_os_string().into_encoded_bytes();
-    for entry in fs::read_dir("/proc")? {
-        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        // A process may end while it is looked at.
-        let Ok(name) = fs::read(format!("/proc/{pid}/comm")) else { continue };
-        if name != b"slurmstepd\n" {
-            continue;
-        }
-        let Ok(environment) = fs::read(format!("/proc/{pid}/environ")) else { continue };
-        if environment.windows(spool.len()).any(|part| part == spool) {
-            return Ok(Some(pid));
-        }
-    }
-    Ok(None)
+fn find(cluster: &Cluster) -> Option<i32> {
+    cluster.step_processes().into_iter().find(Process::is_stepd).map(|process| process.pid)
 }

@@ -14,6 +14,8 @@ mod inheritance;
 mod options;
 #[path = "slurm/placement.rs"]
 mod placement;
+#[path = "slurm/soak.rs"]
+mod soak;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -32,7 +34,8 @@ fn main() -> ExitCode {
     // One cluster, whose plugstack.conf each test writes.
     arguments.test_threads = Some(1);
     let tests: Vec<(&str, Test)> =
-        [options::TESTS, failures::TESTS, placement::TESTS, inheritance::TESTS, faults::TESTS].concat();
+        [options::TESTS, failures::TESTS, placement::TESTS, inheritance::TESTS, faults::TESTS, soak::TESTS]
+            .concat();
     if arguments.list {
         return run(&arguments, &tests, None);
     }

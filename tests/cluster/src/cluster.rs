@@ -83,6 +83,7 @@ impl Cluster {
                  SchedulerParameters=batch_sched_delay=0,sched_min_interval=1000\n\
                  SwitchType=switch/none\n\
                  MpiDefault=none\n\
+                 KillWait=2\n\
                  SlurmdParameters=config_overrides\n\
                  NodeName={NODE} NodeHostname={host} NodeAddr=127.0.0.1 Port={node} \
                      CPUs=2 Sockets=2 CoresPerSocket=1\n\
