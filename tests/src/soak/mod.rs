@@ -88,9 +88,9 @@ fn end(ran: &Ran, fault: Fault, tasks: usize) -> Result<End, &'static str> {
         return Err("it hangs");
     }
     match ran.status {
-        0 if placed == tasks && own == 0 => Ok(End::Well),
         // Without slurmstepd nobody tells srun how the tasks ended; it takes that for 0, and complains.
         0 if fault == Fault::StepdKilled && ran.stderr.contains("srun: error: ") => Ok(End::SlurmsLine),
+        0 if placed == tasks && own == 0 => Ok(End::Well),
         0 => Err("it ended well, and not every task has run"),
         _ if own > tasks => Err("it complains more than once for a task"),
         _ if own > 0 => Ok(End::OwnLine),
