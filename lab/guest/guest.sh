@@ -10,6 +10,9 @@ hostname "$name"
 ulimit -n 4096
 ulimit -l unlimited
 
+# Where rdma_cm's defaults are set.
+[ -d /sys/module/rdma_cm ] && mount -t configfs none /sys/kernel/config
+
 # Rail k is 10.0.k.0/24. The hardware address tells the rail, for the order of devices is the kernel's business.
 ip link set lo up
 for interface in /sys/class/net/eth*; do

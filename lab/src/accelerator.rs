@@ -6,8 +6,8 @@
 
 use crate::{
     Error, GuestRoot, Interrupt,
-    guest_root::fnv1a,
     process::{Process, tied},
+    roots::fnv1a,
 };
 use std::{
     fmt::{self, Write as _},

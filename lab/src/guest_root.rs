@@ -3,19 +3,14 @@
 //! It is made once per suite and recipe: a change of the recipe is a change of the file's name.
 
 use crate::{
-    Error, Interrupt, mirror,
-    packages::{Distribution, authorise},
+    Error, Interrupt,
     process::{run_logged, tied, tied_as_root},
+    roots::{self, Bootstrap, quoted},
 };
-use nix::{
-    errno::Errno,
-    fcntl::{Flock, FlockArg},
-    unistd::{Gid, Uid},
-};
+use nix::unistd::{Gid, Uid};
 use std::{
-    fs::{self, File},
+    fs,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 const PACKAGES: &str = "slurmd,slurmctld,slurm-client,munge,rdma-core,ibverbs-utils,perftest,linux-image-amd64,\
@@ -71,20 +66,7 @@ impl GuestRoot {
         interrupt: &Interrupt,
     ) -> Result<Self, Error> {
         let root = Self::at(cache, suite, software)?;
-        // Two runs at once must not make it twice; the second finds it made.
-        let lock_path = cache.join("lock");
-        let mut lock = File::create(&lock_path).map_err(Error::file("create", &lock_path))?;
-        let _held = loop {
-            match Flock::lock(lock, FlockArg::LockExclusiveNonblock) {
-                Ok(held) => break held,
-                Err((file, Errno::EWOULDBLOCK)) => lock = file,
-                Err((_, error)) => return Err(Error::file("lock", &lock_path)(error.into())),
-            }
-            interrupt.sleep(Duration::from_millis(200))?;
-        };
-        if !root.exists() {
-            root.make(interrupt)?;
-        }
+        roots::once(&root.folder, interrupt, |partial, log| root.fill(partial, log, interrupt))?;
         Ok(root)
     }
 
@@ -93,11 +75,10 @@ impl GuestRoot {
     /// # Errors
     /// [`Error::File`] if the cache folder can't be made.
     pub fn at(cache: &Path, suite: &str, software: Software) -> Result<Self, Error> {
-        fs::create_dir_all(cache).map_err(Error::file("create", cache))?;
-        let cache = cache.canonicalize().map_err(Error::file("find", cache))?;
         let packages = packages(software);
-        let recipe = [&packages, INIT, INITRD_INIT, MAKE_INITRD, ADD_USER, IMAGE_SIZE].join("\0");
-        let folder = cache.join(format!("root.{suite}.{:016x}", fnv1a(recipe.as_bytes())));
+        let recipe = [packages.as_str(), INIT, INITRD_INIT, MAKE_INITRD, ADD_USER, IMAGE_SIZE];
+        let folder = roots::folder(cache, &format!("root.{suite}"), &recipe)?;
+        let cache = folder.parent().unwrap_or(cache).to_path_buf();
         Ok(Self { folder, suite: suite.into(), software, cache })
     }
 
@@ -133,70 +114,29 @@ impl GuestRoot {
         self.folder.join("initrd")
     }
 
-    /// Makes the root in a folder of another name, which the last step renames: what an interrupted run leaves is never
-    /// taken for a root, and the next run removes it.
-    fn make(&self, interrupt: &Interrupt) -> Result<(), Error> {
-        authorise()?;
-        let partial = self.folder.with_extension("partial");
-        let log = self.folder.with_extension("log");
-        let tree = partial.join("tree");
-        let remove = |path: &Path| {
-            let mut command = tied_as_root("rm");
-            command.args(["-rf", "--one-file-system"]).arg(path);
-            run_logged("removing a temporary folder", command, &log, &Interrupt::default())
-        };
-        remove(&partial)?;
-        fs::create_dir_all(&partial).map_err(Error::file("create", &partial))?;
+    fn fill(&self, partial: &Path, log: &Path, interrupt: &Interrupt) -> Result<(), Error> {
+        let at = |name: &str| partial.join(name);
+        let tree = at("tree");
         // The image is made as root and read as whoever runs the lab.
         let scripts =
             [("lab-init", INIT), ("lab-initrd-init", INITRD_INIT), ("lab-make-initrd", MAKE_INITRD)];
         for (name, text) in scripts {
-            let path = partial.join(name);
-            fs::write(&path, text).map_err(Error::file("write", &path))?;
+            fs::write(at(name), text).map_err(Error::file("write", at(name)))?;
         }
-        let made = self.fill(&partial, &tree, &log, interrupt);
-        if made.is_err() {
-            // The reason is what `made` says; a folder that stays is removed by the next run.
-            let _ = remove(&partial);
-        }
-        made?;
-        remove(&tree)?;
-        fs::rename(&partial, &self.folder).map_err(Error::file("rename", &partial))
-    }
 
-    fn fill(&self, partial: &Path, tree: &Path, log: &Path, interrupt: &Interrupt) -> Result<(), Error> {
-        let codename = Distribution::of_this_machine().codename;
-        let mirror = mirror::find(Path::new("/"), &codename)?;
-        let at = |name: &str| partial.join(name);
-
-        // INITRD=No keeps Debian's own initrd from being made: ours replaces it.
-        let mut bootstrap = tied_as_root("env");
-        bootstrap
-            .args(["INITRD=No", "mmdebstrap", "--variant=apt"])
-            // Older and testing suites have release files past their date.
-            .arg("--aptopt=Acquire::Check-Valid-Until \"false\"")
-            // A root that a power cut spoils is made again: no need to wait for the disk after every package.
-            .arg("--dpkgopt=force-unsafe-io")
-            .args(
-                ["doc", "man", "locale", "info"]
-                    .map(|kind| format!("--dpkgopt=path-exclude=/usr/share/{kind}/*")),
-            )
-            .arg(format!("--include={}", packages(self.software)))
-            .arg(format!("--customize-hook={ADD_USER}"))
-            .arg(format!("--customize-hook=install -m 755 {} \"$1/sbin/lab-init\"", quoted(&at("lab-init"))))
-            .arg(format!("--customize-hook=cp {} \"$1/tmp/\"", quoted(&at("lab-initrd-init"))))
-            .arg(format!("--customize-hook=cp {} \"$1/tmp/\"", quoted(&at("lab-make-initrd"))))
-            .arg("--customize-hook=chroot \"$1\" sh /tmp/lab-make-initrd")
-            .arg(&self.suite)
-            .arg(tree)
-            .arg(format!("deb {mirror} {} main", self.suite));
-        run_logged("mmdebstrap (making the guests' root)", bootstrap, log, interrupt)?;
+        let bootstrap = Bootstrap::new(&self.suite, &packages(self.software))?
+            .hook(ADD_USER)
+            .hook(format!("install -m 755 {} \"$1/sbin/lab-init\"", quoted(&at("lab-init"))))
+            .hook(format!("cp {} \"$1/tmp/\"", quoted(&at("lab-initrd-init"))))
+            .hook(format!("cp {} \"$1/tmp/\"", quoted(&at("lab-make-initrd"))))
+            .hook("chroot \"$1\" sh /tmp/lab-make-initrd");
+        run_logged("mmdebstrap (making the guests' root)", bootstrap.command(&tree), log, interrupt)?;
 
         let mut image = tied_as_root("mke2fs");
         // No journal: the image is only ever read, guests write into a throw-away layer.
         image
             .args(["-q", "-t", "ext4", "-O", "^has_journal", "-d"])
-            .arg(tree)
+            .arg(&tree)
             .arg(at("root.ext4"))
             .arg(IMAGE_SIZE);
         run_logged("mke2fs (making the guests' disk)", image, log, interrupt)?;
@@ -208,7 +148,7 @@ impl GuestRoot {
                 "cp \"$1\"/boot/vmlinuz-* \"$2/vmlinuz\" && cp \"$1/boot/lab-initrd\" \"$2/initrd\"",
                 "sh",
             ])
-            .arg(tree)
+            .arg(&tree)
             .arg(partial);
         run_logged("copying the guests' kernel", kernel, log, interrupt)?;
 
@@ -220,31 +160,14 @@ impl GuestRoot {
         // The image must be whole on the disk before its name says so.
         let mut flush = tied("sync");
         flush.arg(at("root.ext4"));
-        run_logged("flushing the image", flush, log, interrupt)
+        run_logged("flushing the image", flush, log, interrupt)?;
+        roots::remove(&tree, log)
     }
-}
-
-/// A path for a shell.
-fn quoted(path: &Path) -> String {
-    format!("'{}'", path.display().to_string().replace('\'', r"'\''"))
-}
-
-/// FNV-1a: the standard library promises no hash that stays the same from release to release.
-pub(crate) fn fnv1a(bytes: &[u8]) -> u64 {
-    bytes
-        .iter()
-        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_hash_is_fnv_1a() {
-        assert_eq!(fnv1a(b""), 0xcbf2_9ce4_8422_2325);
-        assert_eq!(fnv1a(b"foobar"), 0x8594_4171_f739_67e8);
-    }
 
     #[test]
     fn a_root_is_looked_for_under_its_suite_and_recipe() -> Result<(), Error> {

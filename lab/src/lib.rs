@@ -22,6 +22,8 @@
 //! # }
 //! ```
 //!
+//! [`Suite`] is the small sibling: no guest, but a Debian suite's root, and with it another Slurm, on this machine's kernel.
+//!
 //! What it does not do: it never touches the machine's own network, and it leaves no process behind, however it ends.
 
 mod accelerator;
@@ -36,8 +38,10 @@ mod options;
 pub mod packages;
 pub mod process;
 mod qemu;
+pub mod roots;
 pub mod scenario;
 mod share;
+mod suite;
 mod switch;
 pub mod wire;
 
@@ -49,4 +53,5 @@ pub use guest_root::{GuestRoot, Software};
 pub use interrupt::Interrupt;
 pub use options::Options;
 pub use process::Process;
+pub use suite::Suite;
 pub use wire::Captures;

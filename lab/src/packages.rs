@@ -17,10 +17,23 @@ use std::{
 pub enum Need {
     /// `cargo xtask demo`, and therefore the tests too.
     Demo,
+    /// `cargo xtask dist`, and therefore the tests too. Where Rust can build, it is all that is missing.
+    Dist,
     /// `cargo xtask test` alone.
     Test,
     /// `cargo xtask bench` alone.
     Bench,
+}
+
+impl Need {
+    /// Whether this needs what `other` needs. What the demo needs builds everything but what is released.
+    fn covers(self, other: Self) -> bool {
+        match self {
+            Self::Dist => other == Self::Dist,
+            Self::Test => matches!(other, Self::Test | Self::Demo | Self::Dist),
+            Self::Demo | Self::Bench => other == self || other == Self::Demo,
+        }
+    }
 }
 
 /// One Debian package.
@@ -49,8 +62,14 @@ pub const PACKAGES: &[Package] = &[
     test("slurmctld", "the controller of the Slurm that the tests run on this machine"),
     test("slurmd", "the nodes of the Slurm that the tests run on this machine"),
     test("slurm-client", "srun, sbatch and sinfo, for the tests on this machine"),
+    test("strace", "what slurmstepd asks of the kernel, for the tests of what it must never do"),
     test("rdma-core", "libibverbs and its providers, which the launcher loads at run time"),
     test("valgrind", "memcheck, for the plugin in a pretend Slurm"),
+    Package {
+        name: "python3-venv",
+        need: Need::Dist,
+        why: "holds cargo-zigbuild and zig, which link the released files for an old glibc",
+    },
     Package { name: "hwloc-nox", need: Need::Bench, why: "lstopo-no-graphics, the peer of a benchmark" },
 ];
 
@@ -100,8 +119,7 @@ impl Distribution {
 /// The packages that `need` asks for and dpkg doesn't know as installed, in the table's order.
 #[must_use]
 pub fn missing(need: Need) -> Vec<Package> {
-    // What the demo needs builds everything.
-    let wanted = PACKAGES.iter().filter(|package| package.need == need || package.need == Need::Demo);
+    let wanted = PACKAGES.iter().filter(|package| need.covers(package.need));
     let output = Command::new("dpkg-query")
         .args(["-W", "-f", "${db:Status-Status} ${Package}\n"])
         .args(PACKAGES.iter().map(|package| package.name))

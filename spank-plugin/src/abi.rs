@@ -7,7 +7,8 @@ use roce_spank::abi::SpankHandle;
 use roce_spank::{Hook, Spank, Verdict, run_hook};
 
 use crate::disabled::disabled;
-use crate::{step, submit};
+use crate::state::state;
+use crate::{node_wide, step, submit};
 
 /// The name under which Slurm knows the plugin; part of the variables that carry its options.
 pub(crate) const PLUGIN_NAME: &str = "spank_roce";
@@ -45,3 +46,10 @@ hook!(slurm_spank_user_init, Hook::UserInit, step::user_init);
 hook!(slurm_spank_task_init_privileged, Hook::TaskInitPrivileged, step::task_init_privileged);
 hook!(slurm_spank_task_post_fork, Hook::TaskPostFork, step::task_post_fork);
 hook!(slurm_spank_task_init, Hook::TaskInit, step::task_init);
+hook!(slurm_spank_exit, Hook::Exit, exit);
+
+/// Nothing but what a step has to put back.
+fn exit(_: &Spank<'_>, _: &[&CStr]) -> Verdict {
+    node_wide::end(&mut state());
+    Verdict::Continue
+}

@@ -7,11 +7,11 @@ use roce_plan::{Export, MemoryPolicy, TaskPlan};
 use roce_spank::{Failure, Spank};
 use roce_types::CpuSet;
 
+use crate::environment::Environment;
+
 /// A row that can't be carried out.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ApplyError {
-    #[error("can't read this task's own CPU mask: {0}")]
-    Affinity(io::Error),
     #[error("can't bind to CPUs {cpus}: {error}")]
     Bind { cpus: CpuSet, error: io::Error },
     #[error("can't read this task's memory policy: {0}")]
@@ -22,16 +22,18 @@ pub(crate) enum ApplyError {
     Environment(#[from] Failure),
 }
 
-/// Carries out the row. Gives what could not be had and was not insisted on, for the verbose output.
+/// Carries out the row in a task that has its `own` CPUs. Gives what could not be had and was not insisted
+/// on, for the verbose output.
 ///
 /// # Errors
 /// If something that the plan insists on is refused. The task is then as it was before.
 pub(crate) fn apply(
     spank: &Spank<'_>,
     task: &TaskPlan,
-    exports: &[Export],
+    own: &CpuSet,
+    environment: &Environment,
+    exports: Vec<Export>,
 ) -> Result<Vec<String>, ApplyError> {
-    let before = roce_bind::affinity(0).map_err(ApplyError::Affinity)?;
     let mut notes = Vec::new();
     let has_policy = bind_memory(&task.memory, &mut notes)?;
     let undo_memory = || {
@@ -40,12 +42,12 @@ pub(crate) fn apply(
             let _ = roce_bind::set_memory_policy(MemoryMode::Default, &[]);
         }
     };
-    let has_bound = bind_cpus(&task.cpus, &before).inspect_err(|_| undo_memory())?;
-    export(spank, exports).inspect_err(|_| {
+    let has_bound = bind_cpus(&task.cpus, own).inspect_err(|_| undo_memory())?;
+    environment.write(spank, exports).inspect_err(|_| {
         undo_memory();
         if has_bound {
             // These CPUs were this task's a moment ago.
-            let _ = roce_bind::set_affinity(&before);
+            let _ = roce_bind::set_affinity(own);
         }
     })?;
     Ok(notes)
@@ -89,30 +91,6 @@ fn bind_memory(policy: &MemoryPolicy, notes: &mut Vec<String>) -> Result<bool, A
 
 /// Why a policy that is not the default one stays.
 const CHOSEN: &str = "it was chosen before (--mem-bind or numactl)";
-
-/// Sets the variables, except those that the user set, and removes those that an outer step's plan had and
-/// this one's hasn't.
-fn export(spank: &Spank<'_>, exports: &[Export]) -> Result<(), Failure> {
-    let old = spank.environment(|_| true)?;
-    let old_value = |name: &str| old.iter().find(|(known, _)| known == name).map(|(_, value)| value);
-    let changes = roce_plan::changes(exports.to_vec(), &|name| {
-        old_value(name).map(|value| value.to_string_lossy().into_owned())
-    });
-    let set = |name: &str, value: Option<&str>| match value {
-        Some(value) => spank.setenv(name, value),
-        None => spank.unsetenv(name),
-    };
-    for (done, (name, value)) in changes.iter().enumerate() {
-        if let Err(failure) = set(name, value.as_deref()) {
-            for (name, _) in &changes[..done] {
-                // What Slurm took a moment ago it takes again; if not, the first failure says more.
-                let _ = set(name, old_value(name).and_then(|value| value.to_str()));
-            }
-            return Err(failure);
-        }
-    }
-    Ok(())
-}
 
 #[cfg(test)]
 mod tests {

@@ -1,7 +1,7 @@
 //! The arguments of the plugin's line in plugstack.conf, and the site file that they name.
 
 use std::ffi::{CStr, OsStr};
-use std::io;
+use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -9,6 +9,9 @@ use roce_plan::{Site, SiteError};
 
 /// Where the site file is looked for unless `config=` says otherwise.
 const DEFAULT_CONFIG: &str = "/etc/slurm/roce.toml";
+
+/// No site has so much to say, in bytes.
+const LONGEST_CONFIG: u64 = 1 << 20;
 
 /// `required spank_roce.so [config=PATH] [sysfs=DIR]`
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,9 +38,12 @@ pub(crate) enum ArgumentError {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConfigError {
     #[error("can't read the site file {} that plugstack.conf names: {error}", path.display())]
-    Named { path: PathBuf, error: io::Error },
+    Named { path: PathBuf, error: roce_trust::Error },
     #[error("can't read the site file {}: {error}", path.display())]
-    Default { path: PathBuf, error: io::Error },
+    Default { path: PathBuf, error: roce_trust::Error },
+    // It names the file, or the folder that is at fault.
+    #[error("the site file is refused: {0}")]
+    Refused(roce_trust::Error),
     #[error(transparent)]
     Content(#[from] SiteError),
 }
@@ -67,12 +73,15 @@ impl Arguments {
         Ok(Self { config, sysfs: sysfs.unwrap_or_else(|| PathBuf::from("/")) })
     }
 
-    /// Reads the site file; the default one may be absent.
+    /// Reads the site file; the default one may be absent. One that anybody but root can have written is
+    /// refused: it decides what a process of root's does. Where a job is submitted that is but early advice,
+    /// for the node judges its own file.
     pub(crate) fn site(&self) -> Result<Site, ConfigError> {
         let path = self.config.as_deref().unwrap_or(Path::new(DEFAULT_CONFIG)).to_owned();
-        match (std::fs::read_to_string(&path), &self.config) {
+        match (roce_trust::read(&path, LONGEST_CONFIG), &self.config) {
             (Ok(text), _) => Ok(Site::parse(&text, &path.display().to_string())?),
-            (Err(error), None) if error.kind() == io::ErrorKind::NotFound => Ok(Site::default()),
+            (Err(error), None) if error.io_kind() == Some(ErrorKind::NotFound) => Ok(Site::default()),
+            (Err(error), _) if error.io_kind().is_none() => Err(ConfigError::Refused(error)),
             (Err(error), None) => Err(ConfigError::Default { path, error }),
             (Err(error), Some(_)) => Err(ConfigError::Named { path, error }),
         }

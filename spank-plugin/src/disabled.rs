@@ -5,18 +5,23 @@ use roce_plan::{OnFailure, RoceOption};
 use roce_spank::{Context, Hook, Panic, Spank, Verdict};
 
 use crate::state::{State, state};
-use crate::{report, step};
+use crate::{node_wide, report, step};
 
 /// Runs in place of every hook after the panic, and once in place of the rest of the hook that panicked.
 pub(crate) fn disabled(hook: Hook, spank: &Spank<'_>, panic: &Panic) -> Verdict {
-    let state = state();
+    let mut state = state();
+    if hook == Hook::Exit {
+        // Whatever is broken, nothing of the step's stays behind.
+        node_wide::end(&mut state);
+        return Verdict::Continue;
+    }
     match (spank.context(), hook) {
         (Context::Local | Context::Allocator, _) if asked_here(&state) => {
             report::error(panic);
             Verdict::Fail
         }
         (Context::Remote, Hook::TaskInit) if asked_on_node(&state, spank) => {
-            step::give_up(spank, &panic.to_string(), on_failure(&state))
+            step::give_up(spank, &state.environment, &panic.to_string(), on_failure(&state))
         }
         // Once is enough.
         (context, _) if hook == panic.hook => {

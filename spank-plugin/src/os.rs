@@ -5,10 +5,8 @@ use std::ffi::CString;
 use std::io;
 use std::ops::Deref;
 use std::ptr::NonNull;
-use std::sync::atomic::AtomicU64;
-
-/// Words of a CPU mask: 8,192 CPUs, the most that Linux can be built for.
-pub(crate) const MASK_WORDS: usize = 128;
+use std::sync::atomic::AtomicU32;
+use std::time::Duration;
 
 /// Sets or removes a variable of srun's own environment.
 pub(crate) fn set_own_variable(name: &str, value: Option<&str>) -> Result<(), String> {
@@ -29,18 +27,20 @@ pub(crate) fn set_own_variable(name: &str, value: Option<&str>) -> Result<(), St
 /// Words in memory that is shared with every process forked later. They start as 0.
 #[derive(Debug)]
 pub(crate) struct SharedWords {
-    start: NonNull<AtomicU64>,
+    start: NonNull<AtomicU32>,
     len: usize,
 }
 
-// SAFETY: the memory is only reached through atomics, and only `drop` unmaps it.
+// SAFETY: the memory is only reached through atomics, and only `drop`, which owns it, unmaps it.
 unsafe impl Send for SharedWords {}
+// SAFETY: as above.
+unsafe impl Sync for SharedWords {}
 
 impl SharedWords {
     /// Maps that many words.
     pub(crate) fn new(len: usize) -> io::Result<Self> {
         let size =
-            len.checked_mul(size_of::<AtomicU64>()).filter(|size| *size > 0 && *size <= isize::MAX as usize);
+            len.checked_mul(size_of::<AtomicU32>()).filter(|size| *size > 0 && *size <= isize::MAX as usize);
         let size = size.ok_or(io::ErrorKind::InvalidInput)?;
         // SAFETY: a new mapping at an address of the kernel's choice touches nothing that exists.
         let start = unsafe {
@@ -56,16 +56,34 @@ impl SharedWords {
         if start == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        let start = NonNull::new(start.cast::<AtomicU64>()).ok_or(io::ErrorKind::OutOfMemory)?;
+        let start = NonNull::new(start.cast::<AtomicU32>()).ok_or(io::ErrorKind::OutOfMemory)?;
         Ok(Self { start, len })
     }
 }
 
-impl Deref for SharedWords {
-    type Target = [AtomicU64];
+/// Waits while a shared word has this value, for at most so long; may return early (futex(2)).
+pub(crate) fn wait_while(word: &AtomicU32, value: u32, at_most: Duration) {
+    let timeout = libc::timespec {
+        tv_sec: libc::time_t::try_from(at_most.as_secs()).unwrap_or(libc::time_t::MAX),
+        tv_nsec: at_most.subsec_nanos().into(),
+    };
+    // SAFETY: the kernel reads the word, which outlives the call, and the timeout, and writes to neither.
+    // Not the private kind: the word is shared between processes. Whatever it returns, the caller looks at
+    // the word again.
+    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAIT, value, &raw const timeout) };
+}
 
-    fn deref(&self) -> &[AtomicU64] {
-        // SAFETY: the mapping is page-aligned, zeroed by the kernel (0 is a valid AtomicU64), `len` words
+/// Wakes every process that waits for the word.
+pub(crate) fn wake_all(word: &AtomicU32) {
+    // SAFETY: the kernel uses the word's address only to find who waits there.
+    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, i32::MAX) };
+}
+
+impl Deref for SharedWords {
+    type Target = [AtomicU32];
+
+    fn deref(&self) -> &[AtomicU32] {
+        // SAFETY: the mapping is page-aligned, zeroed by the kernel (0 is a valid AtomicU32), `len` words
         // long, and lives as long as `self`. Other processes write to it only through atomics.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }
@@ -75,7 +93,7 @@ impl Drop for SharedWords {
     fn drop(&mut self) {
         // SAFETY: exactly what `new` mapped, and no reference to it outlives `self`. A failure would mean
         // that it is not mapped, and then there is nothing to free.
-        unsafe { libc::munmap(self.start.as_ptr().cast(), self.len * size_of::<AtomicU64>()) };
+        unsafe { libc::munmap(self.start.as_ptr().cast(), self.len * size_of::<AtomicU32>()) };
     }
 }
 

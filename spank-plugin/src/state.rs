@@ -5,6 +5,8 @@ use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use roce_plan::{Options, RoceOption, Site};
 
 use crate::arguments::{ArgumentError, Arguments, ConfigError};
+use crate::environment::Environment;
+use crate::node_wide::Outcome;
 use crate::step::Step;
 
 /// The process's state. srun, sbatch and salloc use the first half, slurmstepd the second.
@@ -24,6 +26,10 @@ pub(crate) struct State {
     pub(crate) delivered: Vec<(RoceOption, Vec<u8>)>,
     /// The step on this node; `None` when it is left alone.
     pub(crate) step: Option<Step>,
+    /// The tasks' environment, once the plugin has touched it.
+    pub(crate) environment: Environment,
+    /// What became of the class for all of the node.
+    pub(crate) node_wide: Outcome,
 }
 
 /// The state. Hooks are called one after the other, so there is nobody to wait for; a panic leaves it

@@ -8,16 +8,26 @@ use std::fmt::Display;
 use std::os::unix::ffi::OsStrExt;
 
 use roce_node::Node;
-use roce_plan::{Memlock, OnFailure, Options, Request, RoceOption, Site, Source, Task};
+use roce_plan::{Draft, Export, Memlock, OnFailure, Options, Request, RoceOption, Site, Source, Task};
 use roce_spank::{Context, Spank, Verdict};
+use roce_types::CpuSet;
 
+use crate::environment::Environment;
+use crate::gather::{self, Settled};
 use crate::state::{State, state};
-use crate::table::{RowError, TaskTable};
-use crate::{apply, report};
+use crate::table::{Row, TaskTable};
+use crate::{apply, node_wide, report};
 
 /// Slurm's own record of the memlock limit in the shell that submitted; it is applied to the task after
 /// `task_init_privileged`.
 const SUBMITTED_MEMLOCK: &str = "SLURM_RLIMIT_MEMLOCK";
+
+/// The first release whose tasks are bound before `task_post_fork`. Earlier ones bind in the task itself,
+/// later than that.
+const BOUND_AT_FORK: (u32, u32) = (22, 5);
+
+/// From so many tasks on, making room for their variables once costs less than each task asking Slurm for it.
+const MANY_TASKS: u32 = 4;
 
 /// A step of this node that is to be placed.
 #[derive(Debug)]
@@ -26,23 +36,35 @@ pub(crate) struct Step {
     on_failure: OnFailure,
 }
 
-/// All that a plan is made from.
+/// All that the tasks have in common.
 #[derive(Debug)]
 struct Facts {
     site: Site,
-    request: Request,
+    verbose: bool,
     node: Node,
+    draft: Draft,
     table: TaskTable,
     /// CPUs that each task was promised.
     cpus_per_task: usize,
+    settled_by: SettledBy,
     /// What the task is told although nothing failed.
     warning: Option<String>,
+}
+
+/// Who assigns the NICs of all tasks. docs/decisions/008-plan-once-per-node.md
+#[derive(Debug)]
+enum SettledBy {
+    /// slurmstepd, when it has seen the CPUs of every task; these are the ones so far.
+    Slurmstepd { seen: u32, tasks: Vec<Task> },
+    /// The tasks: what decides is known inside each of them only.
+    Tasks,
 }
 
 /// In slurmstepd, as the user, before the fork: reads all there is to read.
 pub(crate) fn user_init(spank: &Spank<'_>, _: &[&CStr]) -> Verdict {
     let mut state = state();
     state.step = None;
+    state.environment = Environment::default();
     // A batch script, an extern step or an interactive shell is no step of ours: its sruns are.
     if spank.context() == Context::Remote && !spank.is_special_step().unwrap_or(false) {
         state.step = prepare(&mut state, spank);
@@ -67,7 +89,7 @@ fn prepare(state: &mut State, spank: &Spank<'_>) -> Option<Step> {
     match asked.and_then(|asked| asked.request(&site).map_err(|error| error.to_string())) {
         Ok(None) => None,
         Err(error) => step(Err(error)),
-        Ok(Some(request)) => step(facts(state, spank, site, request)),
+        Ok(Some(request)) => step(facts(state, spank, site, &request)),
     }
 }
 
@@ -98,25 +120,54 @@ fn text(option: RoceOption, value: &[u8]) -> Result<&str, String> {
     std::str::from_utf8(value).map_err(|_| format!("--{}={}: not UTF-8 text", option.name(), lossy()))
 }
 
-fn facts(state: &State, spank: &Spank<'_>, site: Site, request: Request) -> Result<Facts, String> {
+fn facts(state: &mut State, spank: &Spank<'_>, site: Site, request: &Request) -> Result<Facts, String> {
     let asked_by = request.asked_by();
     let failed = |error: &dyn Display| format!("{asked_by}: {error}");
     let tasks = spank.local_task_count().map_err(|error| failed(&error))?;
     let cpus_per_task = spank.cpus_per_task().map_err(|error| failed(&error))?.max(1) as usize;
-    let table = TaskTable::new(tasks)
-        .map_err(|error| failed(&format_args!("can't map a table of {tasks} tasks: {error}")))?;
     let node = roce_node::read(&state.arguments()?.sysfs).map_err(|error| failed(&error))?;
-    Ok(Facts { site, request, node, table, cpus_per_task, warning: None })
+    let draft = Draft::new(&node, request, &site).map_err(|error| error.to_string())?;
+    let settled_by = if node.gpus.is_empty() && roce_spank::release() >= Some(BOUND_AT_FORK) {
+        SettledBy::Slurmstepd { seen: 0, tasks: Vec::new() }
+    } else {
+        SettledBy::Tasks
+    };
+    let joining = matches!(settled_by, SettledBy::Tasks);
+    let table = TaskTable::new(tasks, draft.nics_per_task(), joining)
+        .map_err(|error| failed(&format_args!("can't map a table of {tasks} tasks: {error}")))?;
+    state.environment = Environment::of(spank).map_err(|error| failed(&error))?;
+    if tasks >= MANY_TASKS {
+        let examples = examples(&node, &draft, &site);
+        state.environment.reserve(spank, examples).map_err(|error| failed(&error))?;
+    }
+    // Else Slurm would set the submitting shell's limit again after `task_init_privileged`.
+    if site.limits.memlock != Memlock::Keep && state.environment.has(SUBMITTED_MEMLOCK) {
+        spank.unsetenv(SUBMITTED_MEMLOCK).map_err(|error| failed(&error))?;
+    }
+    let verbose = request.verbose;
+    Ok(Facts { site, verbose, node, draft, table, cpus_per_task, settled_by, warning: None })
+}
+
+/// What tasks might export: with all NICs, which makes the longest lists, and with one.
+fn examples(node: &Node, draft: &Draft, site: &Site) -> Vec<Vec<Export>> {
+    let task = Task { local_rank: 0, cpus: node.cpus.clone(), cpus_needed: 1, gpus: Vec::new() };
+    let all: Vec<usize> = (0..draft.nics().len()).collect();
+    let exports = |nics: &[usize]| {
+        // Without a row there is no room made, and the tasks ask Slurm for it.
+        let row = draft.row(node, &task, nics).ok()?;
+        Some(roce_plan::exports(&draft.clone().finish(vec![row]), 0, site))
+    };
+    [all.as_slice(), &all[..1]].into_iter().filter_map(exports).collect()
 }
 
 /// In the task, still root: sets the memlock limit, for RDMA registers memory by locking it.
-pub(crate) fn task_init_privileged(spank: &Spank<'_>, _: &[&CStr]) -> Verdict {
+pub(crate) fn task_init_privileged(_: &Spank<'_>, _: &[&CStr]) -> Verdict {
     let mut state = state();
     if let Some(step) = &mut state.step
         && let Ok(facts) = &mut step.facts
     {
         // This is the task's own copy of the state.
-        match set_memlock(spank, facts.site.limits.memlock) {
+        match set_memlock(facts.site.limits.memlock) {
             Ok(warning) => facts.warning = warning,
             Err(error) => step.facts = Err(error),
         }
@@ -124,7 +175,7 @@ pub(crate) fn task_init_privileged(spank: &Spank<'_>, _: &[&CStr]) -> Verdict {
     Verdict::Continue
 }
 
-fn set_memlock(spank: &Spank<'_>, memlock: Memlock) -> Result<Option<String>, String> {
+fn set_memlock(memlock: Memlock) -> Result<Option<String>, String> {
     let bytes = match memlock {
         Memlock::Keep => return Ok(None),
         Memlock::Unlimited => None,
@@ -132,10 +183,6 @@ fn set_memlock(spank: &Spank<'_>, memlock: Memlock) -> Result<Option<String>, St
     };
     let lower =
         roce_bind::set_memlock(bytes).map_err(|error| format!("can't set the memlock limit: {error}"))?;
-    // Else Slurm would put the submitting shell's limit back. Absent is as good.
-    if spank.getenv(SUBMITTED_MEMLOCK).map_err(|error| error.to_string())?.is_some() {
-        spank.unsetenv(SUBMITTED_MEMLOCK).map_err(|error| error.to_string())?;
-    }
     Ok(lower.map(|limit| {
         let limit = limit / 1024;
         let wanted = bytes.map_or_else(|| "unlimited".to_owned(), |bytes| format!("{} KiB", bytes / 1024));
@@ -143,66 +190,122 @@ fn set_memlock(spank: &Spank<'_>, memlock: Memlock) -> Result<Option<String>, St
     }))
 }
 
-/// In slurmstepd, once per task, while all tasks wait: one system call, no more.
+/// In slurmstepd, once per task, while all tasks wait: one system call, and once the assignment.
 pub(crate) fn task_post_fork(spank: &Spank<'_>, _: &[&CStr]) -> Verdict {
-    let state = state();
-    if let Some(Step { facts: Ok(facts), .. }) = &state.step {
-        match (spank.task_id(), spank.task_pid()) {
-            (Ok(task), Ok(pid)) => facts.table.record(task, roce_bind::affinity(pid)),
-            // The row stays empty, and the tasks say so.
-            (Err(error), _) | (_, Err(error)) => report::log(&error),
+    let mut state = state();
+    let Some(Step { facts: Ok(facts), .. }) = &mut state.step else { return Verdict::Continue };
+    let SettledBy::Slurmstepd { seen, tasks } = &mut facts.settled_by else { return Verdict::Continue };
+    *seen += 1;
+    match task_and_cpus(spank) {
+        Ok((local_rank, cpus)) => {
+            tasks.push(Task { local_rank, cpus, cpus_needed: facts.cpus_per_task, gpus: Vec::new() });
         }
+        // It has ended already, or it will say that it has no place in the plan.
+        Err(error) => report::log(&error),
+    }
+    if *seen as usize == facts.table.tasks() {
+        let assigned = facts.draft.assign(&facts.node, tasks);
+        let ranks = tasks.iter().map(|task| task.local_rank);
+        facts.table.settle(ranks.zip(assigned.iter().map(Vec::as_slice)));
     }
     Verdict::Continue
 }
 
+/// The task that was forked, and the CPUs that Slurm has bound it to.
+fn task_and_cpus(spank: &Spank<'_>) -> Result<(u32, CpuSet), String> {
+    let task = spank.task_id().map_err(|error| error.to_string())?;
+    let pid = spank.task_pid().map_err(|error| error.to_string())?;
+    let cpus = roce_bind::affinity(pid);
+    Ok((task, cpus.map_err(|error| format!("can't read the CPU mask of local task {task}: {error}"))?))
+}
+
 /// In the task, as the user, after Slurm's own binding.
 pub(crate) fn task_init(spank: &Spank<'_>, _: &[&CStr]) -> Verdict {
-    let state = state();
-    let Some(step) = &state.step else { return Verdict::Continue };
-    match step.facts.as_ref().map_err(Clone::clone).and_then(|facts| place(spank, facts)) {
-        Ok(lines) => {
+    let mut state = state();
+    // This is the task's own copy of the state, and nothing comes after.
+    let Some(step) = state.step.take() else { return Verdict::Continue };
+    let is_verbose = step.facts.as_ref().is_ok_and(|facts| facts.verbose);
+    match step.facts.and_then(|facts| place(spank, facts, &state.environment)) {
+        Ok(mut lines) => {
+            if spank.task_id() == Ok(0) {
+                lines.extend(node_wide::lines(&state, is_verbose));
+            }
             lines.iter().for_each(|line| report::to_task(spank, line));
             Verdict::Continue
         }
-        Err(error) => give_up(spank, &error, step.on_failure),
+        Err(error) => give_up(spank, &state.environment, &error, step.on_failure),
     }
 }
 
-/// The plan is the same in every task of the node; each carries out its own row. Gives what to say.
-fn place(spank: &Spank<'_>, facts: &Facts) -> Result<Vec<String>, String> {
-    let tasks = (0..facts.table.tasks())
-        .map(|local_rank| {
-            let cpus = facts.table.mask(local_rank)?;
-            Ok(Task { local_rank, cpus, cpus_needed: facts.cpus_per_task, gpus: Vec::new() })
-        })
-        .collect::<Result<Vec<_>, RowError>>()
-        .map_err(|error| error.to_string())?;
-    let plan = roce_plan::plan(&facts.node, &facts.request, &facts.site, &tasks)
-        .map_err(|error| error.to_string())?;
+/// Carries out the task's own row of the plan. Gives what to say.
+fn place(spank: &Spank<'_>, facts: Facts, environment: &Environment) -> Result<Vec<String>, String> {
     let local_rank = spank.task_id().map_err(|error| error.to_string())?;
-    let task = plan.task(local_rank).ok_or_else(|| format!("the plan has no local task {local_rank}"))?;
+    let cpus = roce_bind::affinity(0);
+    let cpus = cpus.map_err(|error| format!("can't read this task's own CPU mask: {error}"))?;
+    let own = Row { local_rank, cpus, gpus: Vec::new() };
+    let Settled { nics, warning } = match facts.settled_by {
+        SettledBy::Slurmstepd { .. } => facts.by_slurmstepd(local_rank)?,
+        SettledBy::Tasks => facts.by_tasks(&own)?,
+    };
+    let row = facts.draft.row(&facts.node, &facts.task(&own), &nics).map_err(|error| error.to_string())?;
+    let plan = facts.draft.finish(vec![row]);
     let exports = roce_plan::exports(&plan, local_rank, &facts.site);
-    let notes = apply::apply(spank, task, &exports).map_err(|error| error.to_string())?;
+    let applied = apply::apply(spank, &plan.tasks[0], &own.cpus, environment, exports);
+    let notes = applied.map_err(|error| error.to_string())?;
     // The same for all tasks of the node: one of them says it.
     let of_class = plan.class.iter().flat_map(|class| &class.warnings).map(|text| format!("warning: {text}"));
-    let warnings = facts.warning.iter().cloned().chain(of_class);
-    let mut lines: Vec<String> = warnings.filter(|_| local_rank == 0).collect();
-    if facts.request.verbose {
+    let of_all = facts.warning.into_iter().chain(of_class).filter(|_| local_rank == 0);
+    let mut lines: Vec<String> = of_all.chain(warning.map(|text| format!("warning: {text}"))).collect();
+    if facts.verbose {
         lines.extend(plan.describe(local_rank));
         lines.extend(notes);
     }
     Ok(lines)
 }
 
-/// Ends the task, or lets it run as it is.
-pub(crate) fn give_up(spank: &Spank<'_>, error: &str, on_failure: OnFailure) -> Verdict {
+impl Facts {
+    /// A task as the plan wants it.
+    fn task(&self, row: &Row) -> Task {
+        let gpus = row.gpus.iter().filter_map(|&gpu| Some(self.node.gpus.get(gpu)?.pci.address)).collect();
+        let Row { local_rank, cpus, .. } = row.clone();
+        Task { local_rank, cpus, cpus_needed: self.cpus_per_task, gpus }
+    }
+
+    /// The NICs that slurmstepd gave a task.
+    fn by_slurmstepd(&self, local_rank: u32) -> Result<Settled, String> {
+        let nics = self.draft.nics().len();
+        if !self.table.is_settled() {
+            return Err("slurmstepd has not planned for the tasks of this node; its log says why".to_owned());
+        }
+        let nics = self.table.assigned(local_rank, nics);
+        let nics = nics.ok_or("slurmstepd could not read this task's CPU mask; its log says why")?;
+        Ok(Settled { nics, warning: None })
+    }
+
+    /// The NICs that the tasks settle on.
+    fn by_tasks(&self, own: &Row) -> Result<Settled, String> {
+        let assign = |rows: &[Row]| {
+            let tasks: Vec<Task> = rows.iter().map(|row| self.task(row)).collect();
+            self.draft.assign(&self.node, &tasks)
+        };
+        gather::settle(&self.table, own, self.draft.nics().len(), gather::PATIENCE, assign)
+    }
+}
+
+/// Ends the task, or lets it run as it would have without the plugin.
+pub(crate) fn give_up(
+    spank: &Spank<'_>,
+    environment: &Environment,
+    error: &str,
+    on_failure: OnFailure,
+) -> Verdict {
     match on_failure {
         OnFailure::Fail => {
             report::to_task(spank, &error);
             Verdict::Fail
         }
         OnFailure::Warn => {
+            environment.restore(spank);
             report::to_task(spank, &format!("warning: {error}; running without RoCE placement"));
             Verdict::Continue
         }

@@ -13,7 +13,7 @@ use roce_spank::{Context, OptionSpec, Spank, Verdict, inherited_option_variable}
 use crate::abi::PLUGIN_NAME;
 use crate::arguments::Arguments;
 use crate::state::{State, state};
-use crate::{os, report};
+use crate::{node_wide, os, report};
 
 /// The step's secret, from which the ranks authenticate each other; 64 hexadecimal digits.
 pub(crate) const SECRET: &str = "SLURM_ROCE_SECRET";
@@ -120,6 +120,10 @@ pub(crate) fn init_post_opt(spank: &Spank<'_>, _: &[&CStr]) -> Verdict {
     let settled = match spank.context() {
         Context::Local => judge(&mut state).and_then(|active| hand_over(&state, active)),
         Context::Allocator => judge(&mut state).map(|_| disinherit(&state, spank)),
+        Context::Remote => {
+            node_wide::begin(&mut state, spank);
+            Ok(())
+        }
         _ => Ok(()),
     };
     match settled {

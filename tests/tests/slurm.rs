@@ -4,18 +4,28 @@
 //! taken. A machine that can't run it skips every test with the reason; with `ROCE_REQUIRE=slurm` that is a
 //! failure.
 
+#[path = "slurm/brief.rs"]
+mod brief;
 #[path = "slurm/failures.rs"]
 mod failures;
 #[path = "slurm/faults.rs"]
 mod faults;
 #[path = "slurm/inheritance.rs"]
 mod inheritance;
+#[path = "slurm/node_wide.rs"]
+mod node_wide;
 #[path = "slurm/options.rs"]
 mod options;
 #[path = "slurm/placement.rs"]
 mod placement;
+#[path = "slurm/security.rs"]
+mod security;
 #[path = "slurm/soak.rs"]
 mod soak;
+#[path = "slurm/trace.rs"]
+mod trace;
+#[path = "slurm/versions.rs"]
+mod versions;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -33,9 +43,22 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // One cluster, whose plugstack.conf each test writes.
     arguments.test_threads = Some(1);
-    let tests: Vec<(&str, Test)> =
-        [options::TESTS, failures::TESTS, placement::TESTS, inheritance::TESTS, faults::TESTS, soak::TESTS]
-            .concat();
+    let groups = [
+        ("brief", brief::TESTS),
+        ("options", options::TESTS),
+        ("failures", failures::TESTS),
+        ("placement", placement::TESTS),
+        ("inheritance", inheritance::TESTS),
+        ("faults", faults::TESTS),
+        ("security", security::TESTS),
+        ("node_wide", node_wide::TESTS),
+        ("versions", versions::TESTS),
+        ("soak", soak::tests()),
+    ];
+    let named = |(group, tests): (&str, &[(&str, Test)])| {
+        tests.iter().map(|(name, test)| (format!("{group}::{name}"), *test)).collect::<Vec<_>>()
+    };
+    let tests: Vec<(String, Test)> = groups.into_iter().flat_map(named).collect();
     if arguments.list {
         return run(&arguments, &tests, None);
     }
@@ -44,7 +67,11 @@ fn main() -> ExitCode {
         Err(missing) => return skip(&arguments, &tests, &missing.to_string()),
     };
     match Cluster::start(&plugin) {
-        Ok(cluster) => run(&arguments, &tests, Some(&Arc::new(cluster))),
+        Ok(cluster) => {
+            // `cargo xtask test --all-slurm` reads this line.
+            println!("slurmctld {}, glibc {}", cluster.slurm(), cluster.glibc());
+            run(&arguments, &tests, Some(&Arc::new(cluster)))
+        }
         Err(error) => {
             eprintln!("the cluster did not start: {error:#}");
             ExitCode::FAILURE
@@ -53,8 +80,9 @@ fn main() -> ExitCode {
 }
 
 /// Runs the tests, or without a cluster lists them as ignored.
-fn run(arguments: &Arguments, tests: &[(&'static str, Test)], cluster: Option<&Arc<Cluster>>) -> ExitCode {
-    let trial = |&(name, test): &(&'static str, Test)| {
+fn run(arguments: &Arguments, tests: &[(String, Test)], cluster: Option<&Arc<Cluster>>) -> ExitCode {
+    let trial = |(name, test): &(String, Test)| {
+        let test = *test;
         let cluster = cluster.map(Arc::clone);
         let is_ignored = cluster.is_none() && !arguments.list;
         let body = move || match cluster {
@@ -68,7 +96,7 @@ fn run(arguments: &Arguments, tests: &[(&'static str, Test)], cluster: Option<&A
 }
 
 /// Says why nothing is tested, and whether that is acceptable.
-fn skip(arguments: &Arguments, tests: &[(&'static str, Test)], missing: &str) -> ExitCode {
+fn skip(arguments: &Arguments, tests: &[(String, Test)], missing: &str) -> ExitCode {
     println!("skipped: {} tests with real Slurm: {missing}", tests.len());
     if prerequisites::is_required() {
         eprintln!("ROCE_REQUIRE has slurm: a skip is a failure");

@@ -1,4 +1,4 @@
-//! What the guests run: the plugin and the example, built for release.
+//! What tests and guests run, and where it is.
 
 use anyhow::{Context, Result};
 use roce_lab::{
@@ -65,47 +65,21 @@ pub(crate) fn build(log: &Path, interrupt: &Interrupt) -> Result<Artifacts> {
     })
 }
 
-/// Builds the plugin alone, unless the environment names it.
-pub(crate) fn build_plugin(log: &Path, interrupt: &Interrupt) -> Result<PathBuf> {
-    if let Some(given) = given(PLUGIN)? {
+/// Builds the example, unless the environment names it.
+pub(crate) fn build_pair_exchange(log: &Path, interrupt: &Interrupt) -> Result<PathBuf> {
+    if let Some(given) = given(PAIR_EXCHANGE)? {
         return Ok(given);
     }
     let mut command = cargo();
-    command.args(["build", "--release", "-p", "spank-roce"]);
-    run_logged("cargo build --release of the plugin", command, log, interrupt)?;
-    built("libspank_roce.so")
+    command.args(["build", "--release", "-p", "roce-examples", "--bin", "pair_exchange"]);
+    run_logged("cargo build --release of the example", command, log, interrupt)?;
+    built("pair_exchange")
 }
 
-/// Builds rocectl. In a build of its own: in one with the plugin, cargo would give the plugin the XML and archives that
-/// rocectl reads.
-pub(crate) fn build_rocectl(log: &Path, interrupt: &Interrupt) -> Result<PathBuf> {
-    if let Some(given) = given(ROCECTL)? {
-        return Ok(given);
-    }
-    let mut command = cargo();
-    command.args(["build", "--release", "-p", "rocectl"]);
-    run_logged("cargo build --release of rocectl", command, log, interrupt)?;
-    built("rocectl")
-}
-
-/// Builds the plugin with the feature that panics on demand, in a folder of its own, so that it is never mistaken for the
-/// real one. Here and not in the test: that runs as root, where there may be no compiler and whose files nobody else can
-/// replace.
-pub(crate) fn build_faulty_plugin(log: &Path, interrupt: &Interrupt) -> Result<PathBuf> {
-    if let Some(given) = given(FAULTY_PLUGIN)? {
-        return Ok(given);
-    }
-    let target = target().join("fault-injection");
-    let mut command = cargo();
-    command.args(["build", "-p", "spank-roce", "--features", "fault-injection", "--target-dir"]).arg(&target);
-    run_logged("cargo build of a plugin that panics on demand", command, log, interrupt)?;
-    let path = target.join("debug/libspank_roce.so");
-    path.canonicalize().with_context(|| format!("cargo built no {}", path.display()))
-}
-
-/// Where cargo builds.
+/// Where cargo builds, as an absolute path.
 pub(crate) fn target() -> PathBuf {
-    env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from)
+    env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| workspace().join("target"), |target| workspace().join(target))
 }
 
 /// What cargo built for release.
@@ -115,7 +89,7 @@ pub(crate) fn built(name: &str) -> Result<PathBuf> {
 }
 
 /// The file that an environment variable names.
-fn given(variable: &str) -> Result<Option<PathBuf>> {
+pub(crate) fn given(variable: &str) -> Result<Option<PathBuf>> {
     let Some(path) = env::var_os(variable).map(PathBuf::from) else { return Ok(None) };
     path.canonicalize().map(Some).with_context(|| format!("{variable}={}", path.display()))
 }

@@ -2,6 +2,7 @@
 
 use crate::{
     artifacts::{self, built, cargo},
+    dist::{self, Zigbuild},
     packages,
     progress::Progress,
 };
@@ -63,8 +64,8 @@ fn plugin(rounds: usize, progress: &Progress, interrupt: &Interrupt) -> Result<C
         authorise()?;
     }
     let log = Path::new(LOG);
-    let step = progress.step("building the plugin and the benchmark for release");
-    let plugin = artifacts::build_plugin(log, interrupt)?;
+    let plugin = dist::plugin_or_given(&Zigbuild::ensure(progress, interrupt)?, progress, interrupt)?;
+    let step = progress.step("building the benchmark for release");
     let mut build = cargo();
     build.args(["build", "--release", "-p", "roce-benches", "-p", "roce-plugin-host"]);
     run_logged("cargo build of the benchmark", build, log, interrupt)?;

@@ -3,11 +3,7 @@
 //! Two guests with two NUMA nodes and two rails each. Step one gives each task the NIC of its own NUMA node; step two
 //! gives each task both. What the wires carried decides, not what anybody says about it.
 
-use crate::{
-    artifacts::{self, Artifacts},
-    packages,
-    progress::Progress,
-};
+use crate::{artifacts, packages, progress::Progress};
 use anyhow::{Context, Result};
 use roce_lab::{
     Accelerator, Cluster, GuestRoot, Interrupt, Options, Software,
@@ -68,7 +64,12 @@ struct WireRow {
 pub(crate) fn run(arguments: &Arguments, interrupt: &Interrupt) -> Result<ExitCode> {
     let progress = Progress::new();
     packages::ensure(Need::Demo, &progress, interrupt)?;
-    let (root, artifacts) = prepare(&arguments.suite, Software::Rdma, &progress, interrupt)?;
+    let (root, artifacts) = prepare(&arguments.suite, Software::Rdma, &progress, interrupt, || {
+        let step = progress.step("building the plugin and the example for release");
+        let artifacts = artifacts::build(&Path::new(CACHE).join("build.log"), interrupt)?;
+        step.done("");
+        Ok(artifacts)
+    })?;
 
     let step = progress.step("booting 2 guests with 2 NUMA nodes and 2 rails each");
     let options = Options {
@@ -111,12 +112,13 @@ pub(crate) fn steps() -> [(Step, Expectation); 2] {
 }
 
 /// The guests' root and the programs, side by side: one waits for the network while the other compiles.
-pub(crate) fn prepare(
+pub(crate) fn prepare<T>(
     suite: &str,
     software: Software,
     progress: &Progress,
     interrupt: &Interrupt,
-) -> Result<(GuestRoot, Artifacts)> {
+    build: impl FnOnce() -> Result<T>,
+) -> Result<(GuestRoot, T)> {
     let cache = Path::new(CACHE);
     let exists = GuestRoot::at(cache, suite, software)?.exists();
     if !exists {
@@ -132,12 +134,7 @@ pub(crate) fn prepare(
             step.done("");
             Ok::<_, anyhow::Error>(root)
         });
-        let step = progress.step("building the plugin and the example for release");
-        let artifacts = artifacts::build(&cache.join("build.log"), interrupt);
-        match &artifacts {
-            Ok(_) => step.done(""),
-            Err(_) => drop(step),
-        }
+        let artifacts = build();
         let root = root.join().unwrap_or_else(|_| anyhow::bail!("making the guests' root panicked"));
         Ok((root?, artifacts?))
     })

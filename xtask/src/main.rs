@@ -4,6 +4,8 @@
 //! | --- | --- |
 //! | `cargo xtask demo` | shows the whole path on a cluster of guests: from an option of srun to a DSCP on a wire |
 //! | `cargo xtask test` | runs every test |
+//! | `cargo xtask dist` | builds the files that are released, for glibc 2.28 and newer |
+//! | `cargo xtask package` | makes the Debian package and the RPM of them |
 //! | `cargo xtask bench NAME` | measures against a peer or a limit |
 //! | `cargo xtask soak NAME` | runs what takes too long for every test run |
 //!
@@ -13,9 +15,12 @@
 mod artifacts;
 mod bench;
 mod demo;
+mod dist;
+mod package;
 mod packages;
 mod progress;
 mod soak;
+mod suites;
 mod test;
 
 use clap::{Parser, Subcommand};
@@ -38,6 +43,10 @@ struct Arguments {
 enum Command {
     /// Boot two guests, run `srun --roce-tc=3` there, and read the packets off their wires
     Demo(demo::Arguments),
+    /// Build the files that are released: spank_roce.so for every Slurm from 20.11 to 26.05, and rocectl
+    Dist,
+    /// Make the Debian package and the RPM of the released files
+    Package(package::Arguments),
     /// Measure against a peer or a limit: plan, plugin
     Bench(bench::Arguments),
     /// Run what takes too long for every test run: fuzz, host, steps
@@ -54,6 +63,8 @@ fn main() -> ExitCode {
         match arguments.command {
             Command::Demo(arguments) => demo::run(&arguments, &interrupt),
             Command::Bench(arguments) => bench::run(&arguments, &interrupt),
+            Command::Dist => dist::run(&interrupt),
+            Command::Package(arguments) => package::run(&arguments, &interrupt),
             Command::Soak(arguments) => soak::run(&arguments, &interrupt),
             Command::Test(arguments) => test::run(&arguments, &interrupt),
         }

@@ -2,6 +2,7 @@
 
 use crate::{
     artifacts::{self, cargo},
+    dist::{self, Zigbuild},
     packages,
     progress::Progress,
 };
@@ -73,8 +74,8 @@ fn with_plugin(build: &[&str], program: &str, words: &[&str], interrupt: &Interr
     }
     fs::create_dir_all("target/soak")?;
     let log = Path::new("target/soak/build.log");
-    let step = progress.step(format!("building the plugin for release, and {program}"));
-    let plugin = artifacts::build_plugin(log, interrupt)?;
+    let plugin = dist::plugin_or_given(&Zigbuild::ensure(&progress, interrupt)?, &progress, interrupt)?;
+    let step = progress.step(format!("building {program}"));
     let mut command = cargo();
     command.arg("build").args(build);
     run_logged(&format!("cargo build of {program}"), command, log, interrupt)?;

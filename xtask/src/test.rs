@@ -1,16 +1,20 @@
 //! `cargo xtask test`: every test, tier by tier, the cheap ones first.
 
 use crate::{
-    artifacts::{self, Artifacts, cargo},
-    demo, packages,
+    artifacts::{self, cargo},
+    demo,
+    dist::{self, Zigbuild},
+    packages,
     progress::Progress,
+    suites,
 };
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::ValueEnum;
 use nix::unistd::Uid;
-use roce_lab::{Interrupt, Process, Software, packages::Need};
+use roce_lab::{Interrupt, Process, Software, Suite, packages::Need};
 use std::{
     env,
+    path::PathBuf,
     process::{Command, ExitCode},
     time::{Duration, Instant},
 };
@@ -20,7 +24,13 @@ pub(crate) struct Arguments {
     /// Run this tier alone; may be repeated
     #[arg(long, value_name = "TIER")]
     only: Vec<Tier>,
-    /// Handed to the test programs of the tiers unit, host, slurm and lab, such as a part of a test's name
+    /// Run all tests of the plugin in the Slurm of every Debian suite, and write docs/support-matrix.md
+    #[arg(long, conflicts_with = "only")]
+    all_slurm: bool,
+    /// Run in this Debian suite alone, in the tier suites and with --all-slurm; may be repeated
+    #[arg(long, value_name = "SUITE", value_parser = Suite::ALL)]
+    suite: Vec<String>,
+    /// Handed to the test programs of the tiers unit, host, slurm, suites and lab, such as a part of a test's name
     #[arg(last = true)]
     arguments: Vec<String>,
 }
@@ -37,12 +47,15 @@ enum Tier {
     Host,
     /// The plugin in a real Slurm on this machine
     Slurm,
+    /// The plugin in the Slurm of every Debian suite: one short test in each
+    Suites,
     /// The whole path in guests
     Lab,
 }
 
 impl Tier {
-    const ALL: [Self; 6] = [Self::Fmt, Self::Clippy, Self::Unit, Self::Host, Self::Slurm, Self::Lab];
+    const ALL: [Self; 7] =
+        [Self::Fmt, Self::Clippy, Self::Unit, Self::Host, Self::Slurm, Self::Suites, Self::Lab];
 
     fn name(self) -> &'static str {
         match self {
@@ -51,6 +64,7 @@ impl Tier {
             Self::Unit => "unit",
             Self::Host => "host",
             Self::Slurm => "slurm",
+            Self::Suites => "suites",
             Self::Lab => "lab",
         }
     }
@@ -63,12 +77,10 @@ impl Tier {
             Self::Unit => &["test", "--workspace"],
             Self::Host => &["test", "-p", "roce-plugin-host", "--test", "host"],
             Self::Slurm => &["test", "-p", "roce-tests", "--test", "slurm"],
+            // Not cargo's: see `in_brief`.
+            Self::Suites => &[],
             Self::Lab => &["test", "-p", "roce-tests", "--test", "lab"],
         }
-    }
-
-    fn needs_artifacts(self) -> bool {
-        matches!(self, Self::Host | Self::Slurm | Self::Lab)
     }
 
     /// slurmd and what plays it need root; guests don't.
@@ -77,50 +89,51 @@ impl Tier {
     }
 }
 
+/// What the tiers run.
+struct Built {
+    /// What names it to test programs.
+    variables: Vec<(&'static str, PathBuf)>,
+    /// The same for other suites.
+    suites: Option<suites::Programs>,
+}
+
 /// Runs the tiers. A tier that fails doesn't keep the next ones from running; the exit code tells.
 pub(crate) fn run(arguments: &Arguments, interrupt: &Interrupt) -> Result<ExitCode> {
     let progress = Progress::new();
     packages::ensure(Need::Test, &progress, interrupt)?;
+    if arguments.all_slurm {
+        return all_slurm(arguments, &progress, interrupt);
+    }
     let tiers: Vec<_> = Tier::ALL
         .into_iter()
         .filter(|tier| arguments.only.is_empty() || arguments.only.contains(tier))
         .collect();
-    let artifacts = if tiers.contains(&Tier::Lab) {
-        Some(demo::prepare("trixie", Software::Mpi, &progress, interrupt)?.1)
-    } else if tiers.iter().any(|tier| tier.needs_artifacts()) {
-        let step = progress.step("building the plugin and the example for release");
-        std::fs::create_dir_all(demo::CACHE)?;
-        let artifacts = artifacts::build(&std::path::Path::new(demo::CACHE).join("build.log"), interrupt)?;
-        step.done("");
-        Some(artifacts)
+    let build = || build(&tiers, &progress, interrupt);
+    let built = if tiers.contains(&Tier::Lab) {
+        demo::prepare("trixie", Software::Mpi, &progress, interrupt, build)?.1
     } else {
-        None
+        build()?
     };
-
-    let log = std::path::Path::new(demo::CACHE).join("build.log");
-    let mut extra = Vec::new();
-    if tiers.iter().any(|tier| tier.needs_root()) {
-        let step = progress.step("building a plugin that panics on demand");
-        extra.push((artifacts::FAULTY_PLUGIN, artifacts::build_faulty_plugin(&log, interrupt)?));
-        step.done("");
-    }
-    if tiers.contains(&Tier::Lab) {
-        let step = progress.step("building rocectl for release");
-        extra.push((artifacts::ROCECTL, artifacts::build_rocectl(&log, interrupt)?));
-        step.done("");
-    }
 
     let mut verdicts = Vec::new();
     let mut failed = false;
     for tier in tiers {
-        let mut command = command(tier, artifacts.as_ref(), &arguments.arguments);
-        let shown: Vec<_> = tier.cargo_arguments().iter().chain([&""]).copied().collect();
-        progress.line(format!("\n==== {}: cargo {}", tier.name(), shown.join(" ").trim_end()));
-        command.envs(extra.iter().cloned());
         let start = Instant::now();
-        // Its own output is the progress.
-        command.env("CARGO_TERM_PROGRESS_WHEN", "never");
-        let ok = Process::spawn(command)?.wait(interrupt)?.success();
+        let ok = match &built.suites {
+            Some(programs) if tier == Tier::Suites => {
+                progress.line("\n==== suites: the plugin in the Slurm of every Debian suite");
+                in_brief(arguments, programs, &progress, interrupt)?
+            }
+            _ => {
+                let mut command = command(tier, &arguments.arguments);
+                let shown: Vec<_> = tier.cargo_arguments().iter().chain([&""]).copied().collect();
+                progress.line(format!("\n==== {}: cargo {}", tier.name(), shown.join(" ").trim_end()));
+                command.envs(built.variables.iter().cloned());
+                // Its own output is the progress.
+                command.env("CARGO_TERM_PROGRESS_WHEN", "never");
+                Process::spawn(command)?.wait(interrupt)?.success()
+            }
+        };
         failed |= !ok;
         let seconds = start.elapsed().as_secs_f64();
         verdicts.push(format!("{} {} ({seconds:.0} s)", tier.name(), if ok { "ok" } else { "FAILED" }));
@@ -134,16 +147,77 @@ pub(crate) fn run(arguments: &Arguments, interrupt: &Interrupt) -> Result<ExitCo
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-fn command(tier: Tier, artifacts: Option<&Artifacts>, arguments: &[String]) -> Command {
+/// One short test in every suite, or those that were asked for by a part of their name.
+fn in_brief(
+    arguments: &Arguments,
+    programs: &suites::Programs,
+    progress: &Progress,
+    interrupt: &Interrupt,
+) -> Result<bool> {
+    let brief = ["--exact", suites::BRIEF].map(str::to_owned);
+    let chosen = if arguments.arguments.is_empty() { &brief } else { arguments.arguments.as_slice() };
+    let runs = suites::run(&chosen_suites(arguments), programs, chosen, progress, interrupt)?;
+    Ok(suites::show_failures(&runs, progress))
+}
+
+/// Every test in every suite, and the table of it.
+fn all_slurm(arguments: &Arguments, progress: &Progress, interrupt: &Interrupt) -> Result<ExitCode> {
+    let programs = build(&[Tier::Suites], progress, interrupt)?.suites.context("nothing was built")?;
+    let runs = suites::run(&chosen_suites(arguments), &programs, &arguments.arguments, progress, interrupt)?;
+    let ok = suites::show_failures(&runs, progress);
+    if arguments.suite.is_empty() && arguments.arguments.is_empty() {
+        match suites::matrix::write(&runs, &programs.plugin)? {
+            Some(file) => progress.line(format!("\nwritten: {file}")),
+            None => progress.line("\nno table: not every suite was tested to the end"),
+        }
+    }
+    progress.line(format!("\ntest: {} in {}", if ok { "ok" } else { "FAILED" }, rounded(progress.elapsed())));
+    Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn chosen_suites(arguments: &Arguments) -> Vec<String> {
+    if arguments.suite.is_empty() { Suite::ALL.map(str::to_owned).into() } else { arguments.suite.clone() }
+}
+
+/// Builds what the tiers run. The plugin is the one that is released.
+fn build(tiers: &[Tier], progress: &Progress, interrupt: &Interrupt) -> Result<Built> {
+    let mut built = Built { variables: Vec::new(), suites: None };
+    let needed = |some: &[Tier]| tiers.iter().any(|tier| some.contains(tier));
+    if !needed(&[Tier::Host, Tier::Slurm, Tier::Suites, Tier::Lab]) {
+        return Ok(built);
+    }
+    let tool = Zigbuild::ensure(progress, interrupt)?;
+    let plugin = dist::plugin_or_given(&tool, progress, interrupt)?;
+    let rocectl = dist::rocectl_or_given(&tool, progress, interrupt)?;
+    if needed(&[Tier::Host, Tier::Slurm, Tier::Suites]) {
+        let faulty_plugin = dist::faulty_plugin(&tool, progress, interrupt)?;
+        built.variables.push((artifacts::FAULTY_PLUGIN, faulty_plugin.clone()));
+        if needed(&[Tier::Suites]) {
+            let test = suites::build_test(&tool, progress, interrupt)?;
+            built.suites = Some(suites::Programs {
+                test,
+                plugin: plugin.clone(),
+                faulty_plugin,
+                rocectl: rocectl.clone(),
+            });
+        }
+    }
+    built.variables.push((artifacts::PLUGIN, plugin));
+    built.variables.push((artifacts::ROCECTL, rocectl));
+    if needed(&[Tier::Lab]) {
+        let log = artifacts::target().join("build.log");
+        let step = progress.step("building the example for release");
+        built.variables.push((artifacts::PAIR_EXCHANGE, artifacts::build_pair_exchange(&log, interrupt)?));
+        step.done("");
+    }
+    Ok(built)
+}
+
+fn command(tier: Tier, arguments: &[String]) -> Command {
     let mut command = cargo();
     command.args(tier.cargo_arguments());
     if !matches!(tier, Tier::Fmt | Tier::Clippy) && !arguments.is_empty() {
         command.arg("--").args(arguments);
-    }
-    if let Some(artifacts) = artifacts {
-        command
-            .env(artifacts::PLUGIN, &artifacts.plugin)
-            .env(artifacts::PAIR_EXCHANGE, &artifacts.pair_exchange);
     }
     // Where nobody reads along, a test that was skipped must not look like one that passed.
     if env::var_os("CI").is_some() && env::var_os("ROCE_REQUIRE").is_none() {

@@ -3,7 +3,7 @@
 //!
 //! Everything here is a pure decision, without file, environment or clock:
 //! [`Options`] + [`Site`] -> [`Request`]; [`Request`] + `Node` + [`Task`]s -> [`Plan`] -> [`exports`].
-//! Every task of a node computes the same plan from the same facts and takes its own row.
+//! The same facts give the same plan, wherever it is made; [`Draft`] makes it in pieces.
 
 mod cpus;
 mod distance;
@@ -25,7 +25,7 @@ pub use exports::{Export, exports};
 pub use gid::{GidRejection, GidSearch, RejectedGid, choose_gid};
 pub use nics::{Nic, PhysicalPort, PortRejection};
 pub use option::{OptionError, Options, RoceOption, Source};
-pub use plan::{Plan, PlanError, Task, TaskPlan, plan};
+pub use plan::{Draft, Plan, PlanError, Task, TaskPlan, plan};
 pub use request::{
     BindMode, ClassRequest, GidSelection, LinkLayers, NicSelection, Placement, Request, UnknownFacts,
 };

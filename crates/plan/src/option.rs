@@ -251,6 +251,16 @@ mod tests {
     const TC3: (RoceOption, &str, Source) = (RoceOption::Tc, "3", Source::Inherited);
 
     #[test]
+    fn the_manual_page_has_every_option_and_variable() {
+        let page = include_str!("../../../docs/man/spank_roce.8");
+        for option in RoceOption::ALL {
+            let entry =
+                format!("--{}=\\fI{}\\fR \", \" {}\n", option.name(), option.argument(), option.variable());
+            assert!(page.contains(&entry), "spank_roce(8) lacks {entry}");
+        }
+    }
+
+    #[test]
     fn without_any_option_a_step_is_left_alone() {
         assert_eq!(Options::default().request(&Site::default()), Ok(None));
     }

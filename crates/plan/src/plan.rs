@@ -9,7 +9,7 @@ use crate::cpus::{MemoryPolicy, bind};
 use crate::distance::{Distance, distance};
 use crate::nics::{Nic, PhysicalPort, Pool, PortRejection, matches_entry, pool};
 use crate::placement::{Board, assign};
-use crate::request::{GidSelection, NicSelection, Placement, Request};
+use crate::request::{BindMode, GidSelection, NicSelection, Placement, Request};
 use crate::site::Site;
 use crate::traffic_class::{Class, ClassError};
 
@@ -148,49 +148,103 @@ fn list(ports: &[(String, PortRejection)]) -> String {
 /// # Errors
 /// When no NIC can be used, or not those, or not so many, as were asked for.
 pub fn plan(node: &Node, request: &Request, site: &Site, tasks: &[Task]) -> Result<Plan, PlanError> {
-    let pool = pool(node, request, site);
-    check(node, request, &pool)?;
-    let Pool { nics, rejected } = pool;
-    let wanted = match &request.nics {
-        NicSelection::Auto => 1,
-        NicSelection::Count(count) => *count,
-        NicSelection::All | NicSelection::Names(_) => nics.len(),
-    };
-    let distances: Vec<Vec<Distance>> =
-        tasks.iter().map(|task| nics.iter().map(|nic| distance(node, task, nic)).collect()).collect();
-    let rails: Vec<u32> = nics.iter().map(|nic| nic.rail).collect();
-    let ports = physical_ports(&nics);
-    let board = Board { distances: &distances, rails: &rails, ports: &ports };
-    let assigned = assign(request.place, &board, wanted);
-    let class = request.class.as_ref().map(|class| {
-        let resolved = Class::resolve(class, &nics, site);
-        resolved.map_err(|why| PlanError::Class { asked_by: request.asked_by(), why })
-    });
-    let class = class.transpose()?;
-    let tasks = tasks
-        .iter()
-        .zip(assigned)
-        .zip(&distances)
-        .map(|((task, assigned), distances)| {
-            let own: Vec<&Nic> = assigned.iter().map(|&nic| &nics[nic]).collect();
-            let binding = bind(node, task, &own, request.bind)?;
-            let distance = distances[assigned[0]];
-            let why_this = why_this(&nics, distances, assigned[0], request.place);
-            Ok(TaskPlan {
-                local_rank: task.local_rank,
-                distance,
-                numa_nodes: node.numa_nodes_of(&binding.cpus),
-                cpus: binding.cpus,
-                memory: binding.memory,
-                reasons: [why_this, binding.reason]
-                    .into_iter()
-                    .chain(class.as_ref().map(|class| class.reason.clone()))
-                    .collect(),
-                nics: own.into_iter().cloned().collect(),
-            })
+    let draft = Draft::new(node, request, site)?;
+    let assigned = draft.assign(node, tasks);
+    let row = |(task, assigned): (&Task, &Vec<usize>)| draft.row(node, task, assigned);
+    let rows = tasks.iter().zip(&assigned).map(row).collect::<Result<_, _>>()?;
+    Ok(draft.finish(rows))
+}
+
+/// A plan in the making: all of it that is settled before the tasks are known.
+///
+/// [`plan`] makes a whole plan at once. Where tasks are processes of their own, what they have in common
+/// is drafted before they are forked, their NICs are assigned in one process, and each makes its own row.
+#[derive(Debug, Clone)]
+pub struct Draft {
+    /// Without rows.
+    plan: Plan,
+    place: Placement,
+    bind: BindMode,
+    wanted: usize,
+}
+
+impl Draft {
+    /// Drafts the plan of a node.
+    ///
+    /// # Errors
+    /// When no NIC can be used, or not those, or not so many, as were asked for.
+    pub fn new(node: &Node, request: &Request, site: &Site) -> Result<Self, PlanError> {
+        let pool = pool(node, request, site);
+        check(node, request, &pool)?;
+        let Pool { nics, rejected } = pool;
+        let wanted = match &request.nics {
+            NicSelection::Auto => 1,
+            NicSelection::Count(count) => *count,
+            NicSelection::All | NicSelection::Names(_) => nics.len(),
+        };
+        let class = request.class.as_ref().map(|class| {
+            let resolved = Class::resolve(class, &nics, site);
+            resolved.map_err(|why| PlanError::Class { asked_by: request.asked_by(), why })
+        });
+        let plan =
+            Plan { nics, rejected, gid: request.gid.clone(), class: class.transpose()?, tasks: Vec::new() };
+        Ok(Self { plan, place: request.place, bind: request.bind, wanted })
+    }
+
+    /// Every NIC that the step may use on this node; never empty.
+    #[must_use]
+    pub fn nics(&self) -> &[Nic] {
+        &self.plan.nics
+    }
+
+    /// How many of them each task gets; at least 1.
+    #[must_use]
+    pub fn nics_per_task(&self) -> usize {
+        self.wanted
+    }
+
+    /// The NICs of each task, best first, as positions in [`nics`](Self::nics). All tasks of the node are
+    /// settled together.
+    #[must_use]
+    pub fn assign(&self, node: &Node, tasks: &[Task]) -> Vec<Vec<usize>> {
+        let nics = &self.plan.nics;
+        let distances: Vec<Vec<Distance>> =
+            tasks.iter().map(|task| nics.iter().map(|nic| distance(node, task, nic)).collect()).collect();
+        let rails: Vec<u32> = nics.iter().map(|nic| nic.rail).collect();
+        let ports = physical_ports(nics);
+        assign(self.place, &Board { distances: &distances, rails: &rails, ports: &ports }, self.wanted)
+    }
+
+    /// What one task gets, with the NICs that [`assign`](Self::assign) gave it.
+    ///
+    /// # Errors
+    /// When it can't be bound as was asked.
+    ///
+    /// # Panics
+    /// If no NIC is assigned, or one that isn't there.
+    pub fn row(&self, node: &Node, task: &Task, assigned: &[usize]) -> Result<TaskPlan, PlanError> {
+        let nics = &self.plan.nics;
+        let own: Vec<&Nic> = assigned.iter().map(|&nic| &nics[nic]).collect();
+        let binding = bind(node, task, &own, self.bind)?;
+        let distances: Vec<Distance> = nics.iter().map(|nic| distance(node, task, nic)).collect();
+        let why_this = why_this(nics, &distances, assigned[0], self.place);
+        let why_class = self.plan.class.as_ref().map(|class| class.reason.clone());
+        Ok(TaskPlan {
+            local_rank: task.local_rank,
+            distance: distances[assigned[0]],
+            numa_nodes: node.numa_nodes_of(&binding.cpus),
+            cpus: binding.cpus,
+            memory: binding.memory,
+            reasons: [why_this, binding.reason].into_iter().chain(why_class).collect(),
+            nics: own.into_iter().cloned().collect(),
         })
-        .collect::<Result<_, PlanError>>()?;
-    Ok(Plan { nics, rejected, gid: request.gid.clone(), class, tasks })
+    }
+
+    /// The plan, with these rows.
+    #[must_use]
+    pub fn finish(self, tasks: Vec<TaskPlan>) -> Plan {
+        Plan { tasks, ..self.plan }
+    }
 }
 
 /// Why a task got its first NIC: how near it is, and which others are as near or nearer.

@@ -47,6 +47,9 @@ pub struct Policy {
     /// What to do where a NIC is known not to protect the class: no priority flow control on its
     /// priority, or no trust in the DSCP.
     pub lossless: Lossless,
+    /// Where a job has the whole node, its class is that of every rdma_cm connection there, also of programs that
+    /// know nothing of it.
+    pub node_wide: bool,
 }
 
 /// Which steps the plugin acts on.
@@ -334,6 +337,7 @@ mod tests {
             on_failure = "warn"
             allowed_priorities = [3, 4]
             class = "bulk"
+            node_wide = true
             [classes.bulk]
             priority = 3
             dscp = "af31"
@@ -359,6 +363,7 @@ mod tests {
         .unwrap();
         assert_eq!(site.classes["bulk"].dscp, Dscp::new(26));
         assert_eq!(site.limits.memlock, Memlock::Bytes(1 << 30));
+        assert!(site.policy.node_wide);
         assert_eq!(site.bootstrap.ports, Some((50_000, 50_999)));
         assert_eq!(site.gid.family, Family::Ipv6);
     }
@@ -377,6 +382,19 @@ mod tests {
         let all = Site::parse(&uncommented, "").unwrap();
         assert_eq!(all.policy.class.as_deref(), Some("bulk"));
         assert_eq!(all.bootstrap.ports, Some((50_000, 50_999)));
+    }
+
+    #[test]
+    fn the_manual_page_has_every_key_of_the_example_file() {
+        let example = include_str!("../../../spank-plugin/roce.toml.example");
+        let page = include_str!("../../../docs/man/roce.toml.5");
+        let assignments =
+            example.lines().filter_map(|line| line.strip_prefix('#').unwrap_or(line).split_once(" = "));
+        let keys: Vec<&str> = assignments.map(|(key, _)| key).filter(|key| !key.contains(' ')).collect();
+        assert!(keys.len() > 10, "{keys:?}");
+        for key in keys {
+            assert!(page.contains(&format!("\n.BR {key} \"")), "roce.toml(5) lacks {key}");
+        }
     }
 
     #[test]

@@ -41,6 +41,12 @@ pub(crate) enum Command {
     /// No host name, serial number or MAC address is in it. Unless --raw is given, GUIDs and IP addresses are replaced,
     /// each by the same other one wherever it appears.
     Capture(CaptureArgs),
+    /// Put back the traffic class that a killed step has left as the node's default
+    ///
+    /// Where the site file says node_wide = true, a step that has the whole node makes its class that of all
+    /// rdma_cm connections there, and puts it back when it ends. If it was killed, the next step of this node puts it
+    /// back, or this command. To be run as root.
+    Restore(RestoreArgs),
     /// Print a completion script for a shell
     ///
     /// For example: rocectl completions bash > /etc/bash_completion.d/rocectl
@@ -237,6 +243,16 @@ pub(crate) struct CaptureArgs {
     #[arg(long)]
     pub(crate) raw: bool,
     /// For tests: take the facts of this machine from the sys folder below DIR
+    #[arg(long, value_name = "DIR", hide = true, default_value = "/")]
+    pub(crate) sysfs: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RestoreArgs {
+    /// Put it back though the step that set it is still running
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// For tests: the root below which sys and run are
     #[arg(long, value_name = "DIR", hide = true, default_value = "/")]
     pub(crate) sysfs: PathBuf,
 }

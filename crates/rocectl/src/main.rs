@@ -15,6 +15,7 @@ mod plan;
 mod plan_json;
 mod rank;
 mod request;
+mod restore;
 mod show;
 mod show_json;
 mod source;
@@ -52,6 +53,7 @@ fn main() -> ExitCode {
         Command::Env(arguments) => env::run(&arguments),
         Command::Exec(arguments) => exec::run(&arguments),
         Command::Capture(arguments) => capture::run(&arguments),
+        Command::Restore(arguments) => restore::run(&arguments),
         Command::Completions { shell } => manual::completions(shell),
         Command::Man { folder } => manual::pages(folder.as_deref()),
     };

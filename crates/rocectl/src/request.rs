@@ -12,10 +12,20 @@ use crate::cli::{LinkLayerArg, RoceArgs, SiteArgs};
 const SITE_FILE: &str = "/etc/slurm/roce.toml";
 
 /// The site file, or the defaults where there is none.
+///
+/// Whoever names a file may read whatever is theirs: nothing here is done with another's rights. But the file that
+/// the plugin reads is worth a warning where the plugin would refuse it.
 pub(crate) fn site(arguments: &SiteArgs) -> anyhow::Result<Site> {
     let path = arguments.site.as_deref().unwrap_or(Path::new(SITE_FILE));
-    if arguments.site.is_none() && !path.exists() {
-        return Ok(Site::default());
+    if arguments.site.is_none() {
+        if !path.exists() {
+            return Ok(Site::default());
+        }
+        if let Err(error) = roce_trust::check_file(path)
+            && error.io_kind().is_none()
+        {
+            crate::complain("warning: ", &format!("the plugin refuses the site file: {error}"));
+        }
     }
     let name = path.display().to_string();
     let text = std::fs::read_to_string(path).with_context(|| format!("can't read the site file {name}"))?;

@@ -31,6 +31,8 @@ pub enum Item {
     JobStepId = 3,
     /// Number of tasks on this node (`uint32_t *`).
     JobLocalTaskCount = 6,
+    /// CPUs of the step on this node (`uint16_t *`).
+    JobNcpus = 8,
     /// The step's environment (`char ***`); belongs to Slurm.
     JobEnv = 10,
     /// Task number on this node (`int *`).
@@ -41,6 +43,10 @@ pub enum Item {
     TaskPid = 14,
     /// CPUs that each task was promised, 1 with `--overcommit` (`uint32_t *`).
     StepCpusPerTask = 24,
+    /// The job's cores on this node, as a list in Slurm's own counting (`char **`); belongs to Slurm.
+    JobAllocCores = 25,
+    /// The step's, likewise.
+    StepAllocCores = 27,
 }
 
 /// `enum spank_context`: which program has loaded the plugin.

@@ -28,6 +28,8 @@ pub enum Hook {
     TaskPostFork,
     /// `slurm_spank_task_init`: in the task, as the user, after Slurm's own binding.
     TaskInit,
+    /// `slurm_spank_exit`: the program ends.
+    Exit,
 }
 
 impl Hook {
@@ -189,7 +191,7 @@ mod tests {
             assert_eq!(code(hook, Some(Remote), Fail), 0);
             assert_eq!(code(hook, Some(Slurmd), Fail), 0);
         }
-        for hook in [Hook::UserInit, Hook::TaskPostFork] {
+        for hook in [Hook::UserInit, Hook::TaskPostFork, Hook::Exit] {
             assert_eq!(code(hook, Some(Remote), Fail), 0);
         }
         assert_eq!(code(Hook::TaskInit, Some(Remote), Fail), -1);

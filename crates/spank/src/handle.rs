@@ -136,6 +136,32 @@ impl<'hook> Spank<'hook> {
         unsafe { self.item(Item::StepCpusPerTask, 0) }
     }
 
+    /// The CPUs (hardware threads) of the step's cores on this node, whatever its tasks use of them.
+    ///
+    /// # Errors
+    /// If Slurm does not know it in this hook.
+    pub fn step_cpus(&self) -> Result<u16, Failure> {
+        // SAFETY: the item is a `uint16_t *`.
+        unsafe { self.item(Item::JobNcpus, 0) }
+    }
+
+    /// The job's cores on this node, such as `0-3`. Slurm numbers the cores of its own configuration; where that
+    /// knows no threads, these are CPUs.
+    ///
+    /// # Errors
+    /// If Slurm does not know it in this hook.
+    pub fn job_cores(&self) -> Result<String, Failure> {
+        self.text(Item::JobAllocCores)
+    }
+
+    /// The step's cores on this node, as those of the job.
+    ///
+    /// # Errors
+    /// If Slurm does not know it in this hook.
+    pub fn step_cores(&self) -> Result<String, Failure> {
+        self.text(Item::StepAllocCores)
+    }
+
     /// The task's number on this node.
     ///
     /// # Errors
@@ -173,30 +199,68 @@ impl<'hook> Spank<'hook> {
     /// # Errors
     /// If Slurm does not give the environment in this hook.
     pub fn environment(&self, wanted: impl Fn(&[u8]) -> bool) -> Result<Vec<(OsString, OsString)>, Failure> {
-        // SAFETY: the item is a `char ***`; Slurm stores the address of its own array there.
-        let entries: *const *const c_char = unsafe { self.item(Item::JobEnv, std::ptr::null()) }?;
         let mut found = Vec::new();
+        self.each_variable(|name, value| {
+            if wanted(name) {
+                found.push((OsString::from_vec(name.to_vec()), OsString::from_vec(value.to_vec())));
+            }
+        })?;
+        Ok(found)
+    }
+
+    /// Writes values over those that the variables have, where these are at least as long, and gives the
+    /// rest. Only in `task_init`, where the environment is the task's own.
+    ///
+    /// For Slurm's own `spank_setenv` allocates and clears 256 KiB for each value, which for the forty
+    /// variables of each of a node's tasks is most of what a plugin costs.
+    ///
+    /// # Errors
+    /// If Slurm does not give the environment in this hook.
+    pub fn overwrite<'a>(&self, values: Vec<(&'a str, &'a str)>) -> Result<Vec<(&'a str, &'a str)>, Failure> {
+        let mut left = values;
+        left.sort_unstable();
+        self.each_variable(|name, old| {
+            let Ok(found) = left.binary_search_by(|(wanted, _)| wanted.as_bytes().cmp(name)) else { return };
+            let value = left[found].1.as_bytes();
+            if value.len() > old.len() || value.contains(&0) {
+                return;
+            }
+            let (written, rest) = old.split_at_mut(value.len());
+            written.copy_from_slice(value);
+            // Where the old value was longer, the new one ends here; else Slurm's own zero follows.
+            if let Some(end) = rest.first_mut() {
+                *end = 0;
+            }
+            left.remove(found);
+        })?;
+        Ok(left)
+    }
+
+    /// Calls `visit` with name and value of each variable of the step's environment. The value may be
+    /// written to, and be ended with a zero byte.
+    fn each_variable(&self, mut visit: impl FnMut(&[u8], &mut [u8])) -> Result<(), Failure> {
+        // SAFETY: the item is a `char ***`; Slurm stores the address of its own array there.
+        let entries: *const *mut c_char = unsafe { self.item(Item::JobEnv, std::ptr::null()) }?;
         if entries.is_null() {
-            return Ok(found);
+            return Ok(());
         }
         for i in 0.. {
             // SAFETY: the array belongs to Slurm, ends with a null pointer, and its entries are terminated
-            // strings. Nothing here calls Slurm while they are read, so it can't move them; what is kept is
-            // copied.
+            // strings that Slurm has allocated, so they may be written to. No hook runs beside another one,
+            // and `visit` does not call Slurm, so nobody moves, reads or writes them meanwhile.
             let entry = unsafe {
                 let entry = *entries.add(i);
                 if entry.is_null() {
                     break;
                 }
-                CStr::from_ptr(entry).to_bytes()
+                let len = CStr::from_ptr(entry).to_bytes().len();
+                std::slice::from_raw_parts_mut(entry.cast::<u8>(), len)
             };
             let Some(equals) = entry.iter().position(|byte| *byte == b'=') else { continue };
-            let (name, value) = (&entry[..equals], &entry[equals + 1..]);
-            if wanted(name) {
-                found.push((OsString::from_vec(name.to_vec()), OsString::from_vec(value.to_vec())));
-            }
+            let (name, value) = entry.split_at_mut(equals);
+            visit(name, &mut value[1..]);
         }
-        Ok(found)
+        Ok(())
     }
 
     /// One variable of the step's environment.
@@ -265,6 +329,17 @@ impl<'hook> Spank<'hook> {
             about: text.escape_default().to_string(),
             reason: "a text with a zero byte".to_owned(),
         })
+    }
+
+    /// One of the items that are texts; empty where Slurm has none.
+    fn text(&self, item: Item) -> Result<String, Failure> {
+        // SAFETY: the callers' items are `char **`; Slurm stores the address of its own text there.
+        let text: *const c_char = unsafe { self.item(item, std::ptr::null()) }?;
+        if text.is_null() {
+            return Ok(String::new());
+        }
+        // SAFETY: a terminated text of Slurm's, copied before anything else is called.
+        Ok(unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned())
     }
 
     /// Asks for an item that is stored in one `T`.

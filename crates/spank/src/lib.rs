@@ -22,6 +22,6 @@ pub use guard::{DisabledBody, Hook, HookBody, Panic, Verdict, panicked, run_hook
 pub use handle::{Failure, Spank, inherited_option_variable};
 pub use log::{Level, log};
 pub use option::{OptionHandler, OptionSpec};
-pub use version::version_tag;
 #[doc(hidden)]
 pub use version::{host_version_tag, terminated};
+pub use version::{release, version_tag};

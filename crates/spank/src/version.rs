@@ -51,6 +51,13 @@ pub fn host_version_tag() -> c_uint {
     version_tag(api_version)
 }
 
+/// The running program's release as (year, month); `None` if it is unknown, or no Slurm at all.
+#[must_use]
+pub fn release() -> Option<(u32, u32)> {
+    let tag = host_version_tag();
+    (tag != 0).then_some((tag >> 16, tag >> 8 & 0xff))
+}
+
 /// Exports what Slurm's loader looks for in a plugin: `plugin_name`, `plugin_type`, `plugin_version`, and
 /// the constructor that fills in the last before Slurm reads it.
 ///
@@ -118,5 +125,6 @@ mod tests {
     #[test]
     fn a_program_that_is_not_slurm_gets_no_tag() {
         assert_eq!(host_version_tag(), 0);
+        assert_eq!(release(), None);
     }
 }

@@ -173,11 +173,14 @@ fn items_and_contexts_have_the_numbers_of_the_header() {
         ("S_JOB_ID", Item::JobId),
         ("S_JOB_STEPID", Item::JobStepId),
         ("S_JOB_LOCAL_TASK_COUNT", Item::JobLocalTaskCount),
+        ("S_JOB_NCPUS", Item::JobNcpus),
         ("S_JOB_ENV", Item::JobEnv),
         ("S_TASK_ID", Item::TaskId),
         ("S_TASK_GLOBAL_ID", Item::TaskGlobalId),
         ("S_TASK_PID", Item::TaskPid),
         ("S_STEP_CPUS_PER_TASK", Item::StepCpusPerTask),
+        ("S_JOB_ALLOC_CORES", Item::JobAllocCores),
+        ("S_STEP_ALLOC_CORES", Item::StepAllocCores),
     ] {
         assert_eq!(header.number(name), Some(ours as u32), "{name}");
     }

@@ -26,6 +26,8 @@ pub struct Cluster {
     folder: PathBuf,
     /// By name, in the order of their start.
     daemons: Vec<(&'static str, Child)>,
+    slurm: String,
+    glibc: String,
 }
 
 impl Cluster {
@@ -35,9 +37,14 @@ impl Cluster {
         // Not below the build folder: any user must be able to reach it, and a socket's path is short.
         let folder = std::env::temp_dir().join(format!("{PREFIX}{}", std::process::id()));
         fs::create_dir(&folder).with_context(|| folder.display().to_string())?;
-        let mut cluster = Self { folder, daemons: Vec::new() };
+        let mut cluster = Self { folder, daemons: Vec::new(), slurm: String::new(), glibc: String::new() };
         cluster.write_configuration(plugin)?;
         cluster.start_daemons()?;
+        let shown = program("scontrol").args(["show", "config"]).run(&cluster)?.succeeded()?;
+        let version = shown.stdout.lines().find_map(|line| line.strip_prefix("SLURM_VERSION"));
+        cluster.slurm = version.context("slurmctld tells no version")?.trim_matches([' ', '=']).to_owned();
+        let libc = program("getconf").args(["GNU_LIBC_VERSION"]).run(&cluster)?.succeeded()?;
+        cluster.glibc = libc.stdout.trim().trim_start_matches("glibc ").to_owned();
         Ok(cluster)
     }
 
@@ -83,7 +90,7 @@ impl Cluster {
                  SchedulerParameters=batch_sched_delay=0,sched_min_interval=1000\n\
                  SwitchType=switch/none\n\
                  MpiDefault=none\n\
-                 KillWait=2\n\
+                 KillWait=1\n\
                  SlurmdParameters=config_overrides\n\
                  NodeName={NODE} NodeHostname={host} NodeAddr=127.0.0.1 Port={node} \
                      CPUs=2 Sockets=2 CoresPerSocket=1\n\
@@ -186,6 +193,25 @@ impl Cluster {
             format!("\n--- {name}\n{}", lines.into_iter().rev().collect::<Vec<_>>().join("\n"))
         };
         ["munged.out", "slurmctld.log", "slurmctld.out", "slurmd.log", "slurmd.out"].map(tail).concat()
+    }
+
+    /// The release of the running slurmctld: `22.05.8`.
+    #[must_use]
+    pub fn slurm(&self) -> &str {
+        &self.slurm
+    }
+
+    /// Whether slurmctld is older than a release: `is_before(22, 5)`.
+    #[must_use]
+    pub fn is_before(&self, year: u32, month: u32) -> bool {
+        let mut numbers = self.slurm.split('.').map(|number| number.parse().unwrap_or(0));
+        (numbers.next(), numbers.next()) < (Some(year), Some(month))
+    }
+
+    /// The release of this machine's C library: `2.36`.
+    #[must_use]
+    pub fn glibc(&self) -> &str {
+        &self.glibc
     }
 
     /// A path in the cluster's folder.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 
 /// What is run, and the Debian package that has it.
-const PROGRAMS: [(&str, &str); 7] = [
+const PROGRAMS: [(&str, &str); 8] = [
     ("slurmctld", "slurmctld"),
     ("slurmd", "slurmd"),
     ("srun", "slurm-client"),
@@ -13,6 +13,7 @@ const PROGRAMS: [(&str, &str); 7] = [
     ("salloc", "slurm-client"),
     ("munged", "munge"),
     ("setpriv", "util-linux"),
+    ("strace", "strace"),
 ];
 
 /// Gives the plugin's file if everything is there.

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use crate::cluster::{Cluster, program_path};
 
 /// A user without rights.
-const USER: &str = "65534";
+pub const USER: &str = "65534";
 
 /// A command to be run on the cluster, as root unless [`Program::unprivileged`] says otherwise.
 pub struct Program {

@@ -1,5 +1,6 @@
 //! `soak-steps STEPS [SEED]`: steps in a real Slurm with random faults. See `roce_tests::soak`.
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -15,12 +16,16 @@ fn main() -> Result<ExitCode> {
         [steps, seed] => (number(steps)?, number(seed)?),
         _ => bail!("usage: soak-steps STEPS [SEED] (cargo xtask soak steps does it)"),
     };
-    let plugin = prerequisites::check()?;
+    let given = prerequisites::check()?;
+    let bytes = std::fs::read(&given).with_context(|| given.display().to_string())?;
     // Before the first thread, for only a process of one may leave its namespaces.
     soak::leftovers::hide()?;
+    // It may have been in a folder that is hidden now.
+    let plugin = Path::new("/tmp/spank_roce.so");
+    std::fs::write(plugin, bytes)?;
     println!("{steps} steps, --seed {seed}");
-    let cluster = Cluster::start(&plugin)?;
-    let broken = soak::run(&cluster, &plugin, steps, seed)?;
+    let cluster = Cluster::start(plugin)?;
+    let broken = soak::run(&cluster, plugin, steps, seed)?;
     if broken.is_empty() {
         return Ok(ExitCode::SUCCESS);
     }

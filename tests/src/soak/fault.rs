@@ -72,7 +72,7 @@ pub(crate) struct Field<'a> {
     files: Vec<PathBuf>,
 }
 
-const SITE: &str = "[policy]\nallowed_priorities = [3]\n[limits]\nmemlock = \"keep\"\n";
+const SITE: &str = "[policy]\nallowed_priorities = [3]\nnode_wide = true\n[limits]\nmemlock = \"keep\"\n";
 const GARBAGE: &str = "\u{1}\u{2}[[[ = \"\n";
 
 /// A step is launched some 30 ms after srun has started; faults of files come before or about then.
@@ -88,6 +88,10 @@ impl<'a> Field<'a> {
         list(&root, &mut files)?;
         // Whatever order the folder has, a seed means the same files.
         files.sort();
+        for file in node_wide_files(&root) {
+            fs::create_dir_all(file.parent().context("no parent")?)?;
+            fs::write(file, "0\n")?;
+        }
         cluster.with_site(SITE, &format!("sysfs={}", root.display()))?;
         Ok(Self { cluster, plugin, site: cluster.path("roce.toml"), root, files })
     }
@@ -164,6 +168,17 @@ impl<'a> Field<'a> {
         }
     }
 
+    /// Is no class node-wide any more, and no record of one left?
+    pub(crate) fn expect_put_back(&self) -> Result<()> {
+        for file in node_wide_files(&self.root) {
+            let value = fs::read_to_string(&file)?;
+            ensure!(value.trim() == "0", "{} is {}", file.display(), value.trim());
+        }
+        let record = self.root.join("run/roce-launch/node-wide.toml");
+        ensure!(!record.exists(), "{} is left", record.display());
+        Ok(())
+    }
+
     /// Puts everything back as it was.
     pub(crate) fn mend(&self, touched: Vec<PathBuf>) -> Result<()> {
         if touched.is_empty() {
@@ -211,6 +226,11 @@ impl<'a> Field<'a> {
         }
         Ok(Vec::new())
     }
+}
+
+/// Plain files that stand in for the kernel's configuration of both NICs.
+fn node_wide_files(root: &Path) -> [PathBuf; 2] {
+    [0, 1].map(|nic| root.join(format!("sys/kernel/config/rdma_cm/mlx5_{nic}/ports/1/default_roce_tos")))
 }
 
 /// As a user does who means it: twice.

@@ -30,6 +30,8 @@ pub fn run(cluster: &Cluster, plugin: &Path, steps: u64, seed: u64) -> Result<Ve
     let first = play(&field, &mut seeds, Fault::None, 2)?;
     ensure!(end(&first, Fault::None, 2) == Ok(End::Well), "a step without a fault fails: {first}");
     let before = Leftovers::now(cluster)?;
+    // Is a class node-wide because its slurmstepd was killed? The next step puts it back.
+    let mut is_stuck = false;
     for number in 1..=steps {
         // A step's own, for how often it asks depends on what it meets.
         let mut rng = seeds.fork();
@@ -37,13 +39,17 @@ pub fn run(cluster: &Cluster, plugin: &Path, steps: u64, seed: u64) -> Result<Ve
         let tasks = 1 + usize::from(rng.u8(..4) == 0);
         let ran = play(&field, &mut rng, fault, tasks)?;
         match end(&ran, fault, tasks) {
-            Ok(end) => table.count(fault, end),
+            Ok(end) => {
+                is_stuck = fault == Fault::StepdKilled || is_stuck && end != End::Well;
+                table.count(fault, end);
+            }
             Err(rule) => {
                 table.count(fault, End::Broken);
                 broken.push(format!("step {number}, {}: {rule}: {ran}", fault.name()));
             }
         }
         let settled = settle(cluster).and_then(|()| before.compare(cluster));
+        let settled = settled.and_then(|()| if is_stuck { Ok(()) } else { field.expect_put_back() });
         if let Err(error) = settled {
             broken.push(format!("after step {number}, {}: {error:#}", fault.name()));
             // A node that is lost stays lost.
@@ -59,6 +65,8 @@ pub fn run(cluster: &Cluster, plugin: &Path, steps: u64, seed: u64) -> Result<Ve
     if end(&last, Fault::None, 2) != Ok(End::Well) {
         broken.push(format!("a step without a fault fails at the end: {last}"));
     }
+    settle(cluster)?;
+    field.expect_put_back()?;
     print!("{table}");
     Ok(broken)
 }
@@ -69,7 +77,7 @@ fn play(field: &Field<'_>, rng: &mut Rng, fault: Fault, tasks: usize) -> Result<
     let seconds = if fault.is_signal() { "0.3" } else { "0" };
     let count = format!("-n{tasks}");
     let task = ["/bin/sh", "-c", "echo device=$ROCE_DEVICES; exec sleep $1", "soak", seconds];
-    let running = srun([count.as_str(), "--roce-tc=3"]).args(task).start(field.cluster)?;
+    let running = srun([count.as_str(), "--exclusive", "--roce-tc=3"]).args(task).start(field.cluster)?;
     let undo = field.meet(fault, rng, running.id());
     let ran = running.wait()?;
     field.mend(undo?)?;

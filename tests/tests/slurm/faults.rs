@@ -26,7 +26,11 @@ fn panics(cluster: &Cluster) -> Result<()> {
     let released = cluster.path("released.so");
     std::fs::copy(cluster.path("spank_roce.so"), &released)?;
     cluster.install(&faulty()?)?;
-    let result = HOOKS.iter().try_for_each(|(hook, line)| panic_in(cluster, hook, line));
+    let result = HOOKS.iter().try_for_each(|(hook, line)| match *hook {
+        "TaskPostFork" if cluster.is_before(22, 5) => panic_where_nothing_is_done(cluster, hook),
+        _ => panic_in(cluster, hook, line),
+    });
+    let result = result.and_then(|()| panic_at_the_end(cluster));
     cluster.install(&released)?;
     result
 }
@@ -52,10 +56,41 @@ fn panic_in(cluster: &Cluster, hook: &str, line: &str) -> Result<()> {
     cluster.expect_idle().with_context(|| hook.to_owned())
 }
 
+/// All is done by then, and what has to be put back is put back all the same.
+fn panic_at_the_end(cluster: &Cluster) -> Result<()> {
+    let tree = sysfs::two_nics(cluster, "panic-at-the-end")?;
+    let value = cluster.path("panic-at-the-end/sys/kernel/config/rdma_cm/mlx5_0/ports/1/default_roce_tos");
+    std::fs::create_dir_all(value.parent().context("no parent")?)?;
+    std::fs::write(&value, "0\n")?;
+    let site = "[policy]\nnode_wide = true\n[nics]\ninclude = [\"mlx5_0\"]\n";
+    cluster.with_site(site, &format!("{tree} fault=Exit"))?;
+    let cat = value.display().to_string();
+    let ran = srun(["--exclusive", "-n1", "--roce-tc=3", "cat", &cat]).run(cluster)?.succeeded()?;
+    ensure!(ran.stdout == "106\n", "{ran}");
+    cluster.expect_idle()?;
+    let after = std::fs::read_to_string(&value)?;
+    ensure!(after == "0\n", "not put back: {after}");
+    Ok(())
+}
+
+/// Before 22.05 Slurm binds a task after task_post_fork, so there the tasks settle everything among themselves: that
+/// slurmstepd's copy of the plugin is broken by then, takes nothing from them.
+fn panic_where_nothing_is_done(cluster: &Cluster, hook: &str) -> Result<()> {
+    cluster.with_plugin(&format!("{} fault={hook}", sysfs::two_nics(cluster, "two-nics")?))?;
+    let ran = srun(["-n2", "--roce-tc=3", "bash", "-c", "echo $SLURM_PROCID $ROCE_DEVICES"]).run(cluster)?;
+    let ran = ran.succeeded().with_context(|| hook.to_owned())?;
+    let mut lines: Vec<&str> = ran.stdout.lines().collect();
+    lines.sort_unstable();
+    ensure!(lines == ["0 mlx5_0:1", "1 mlx5_1:1"], "{hook}: {ran}");
+    let log = std::fs::read_to_string(cluster.path("slurmd.log"))?;
+    ensure!(log.contains(&format!("internal error in {hook}, ")), "{hook}: no panic in slurmd's log");
+    cluster.expect_idle().with_context(|| hook.to_owned())
+}
+
 /// The plugin with the feature that panics on demand: the file that `ROCE_PLUGIN_FAULTY` names, or where
 /// `cargo xtask test` builds it.
 fn faulty() -> Result<PathBuf> {
-    let built = target().join("fault-injection/debug/libspank_roce.so");
+    let built = target().join("fault-injection/spank_roce.so");
     let path = std::env::var_os("ROCE_PLUGIN_FAULTY").map_or(built, PathBuf::from);
     ensure!(path.exists(), "{} does not exist; run `cargo xtask test --only slurm`", path.display());
     Ok(path)

@@ -99,8 +99,10 @@ fn class_names(cluster: &Cluster) -> Result<()> {
 }
 
 /// Variables whose values differ from step to step anyway.
-const PER_STEP: [&str; 12] = [
+const PER_STEP: [&str; 13] = [
     "SLURM_JOB_ID",
+    // From 25.11 on, a second name of the job.
+    "SLURM_JOB_SLUID",
     "SLURM_JOBID",
     "SLURM_STEP_ID",
     "SLURM_STEPID",

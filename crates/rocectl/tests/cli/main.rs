@@ -4,5 +4,6 @@ mod common;
 mod errors;
 mod picture;
 mod plan;
+mod restore;
 mod show;
 mod task;

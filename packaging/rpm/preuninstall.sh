@@ -1,0 +1,5 @@
+# Takes the line away before the plugin's file goes: in between, every step would fail.
+fragment=/etc/slurm/plugstack.conf.d/roce.conf
+if [ "$1" = 0 ] && [ -e "$fragment" ]; then
+    mv "$fragment" "$fragment.disabled"
+fi

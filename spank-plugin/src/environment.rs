@@ -1,0 +1,99 @@
+//! The environment of the step's tasks. Where many tasks are on the node, room is made for the plan's
+//! variables once, before the fork; each task then writes its own values there.
+//!
+//! Setting them one by one through Slurm costs a task more than all the rest of the plugin
+//! (`Spank::overwrite` says why).
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+
+use roce_plan::{Change, Export};
+use roce_spank::{Failure, Spank};
+
+/// What a task's value may be longer than expected and still find room: CPU lists vary.
+const SPARE: usize = 48;
+
+/// The environment as the plan found it, and what has been done to it since.
+#[derive(Debug, Default)]
+pub(crate) struct Environment {
+    before: BTreeMap<String, OsString>,
+    /// Variables that hold blanks, or what stood in place of them.
+    reserved: Vec<String>,
+}
+
+impl Environment {
+    /// The environment of the hook that runs.
+    pub(crate) fn of(spank: &Spank<'_>) -> Result<Self, Failure> {
+        let before = spank.environment(|_| true)?.into_iter();
+        // The plan's names are text, so what isn't is none of them.
+        let before = before.filter_map(|(name, value)| Some((name.into_string().ok()?, value))).collect();
+        Ok(Self { before, reserved: Vec::new() })
+    }
+
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.before.contains_key(name)
+    }
+
+    /// What the plan changes: its exports, less what the user has set.
+    fn changes(&self, exports: Vec<Export>) -> Vec<Change> {
+        roce_plan::changes(exports, &|name| Some(self.before.get(name)?.to_string_lossy().into_owned()))
+    }
+
+    /// Makes room for values like these. In slurmstepd, before the fork.
+    pub(crate) fn reserve(&mut self, spank: &Spank<'_>, examples: Vec<Vec<Export>>) -> Result<(), Failure> {
+        let mut room = BTreeMap::new();
+        for (name, value) in examples.into_iter().flat_map(|exports| self.changes(exports)) {
+            if let Some(value) = value {
+                let known = room.entry(name).or_insert(0);
+                *known = value.len().max(*known);
+            }
+        }
+        for (name, room) in room {
+            self.reserved.push(name);
+            let name = &self.reserved[self.reserved.len() - 1];
+            spank.setenv(name, &" ".repeat(room + SPARE))?;
+        }
+        Ok(())
+    }
+
+    /// Sets the variables, except those that the user set, and removes those that an outer step's plan had
+    /// and this one's hasn't. In the task.
+    ///
+    /// # Errors
+    /// If Slurm refuses one. The environment is then as it was before the plan.
+    pub(crate) fn write(&self, spank: &Spank<'_>, exports: Vec<Export>) -> Result<(), Failure> {
+        let changes = self.changes(exports);
+        let result = self.try_write(spank, &changes);
+        if result.is_err() {
+            self.restore(spank);
+            for (name, _) in &changes {
+                self.put_back(spank, name);
+            }
+        }
+        result
+    }
+
+    fn try_write(&self, spank: &Spank<'_>, changes: &[Change]) -> Result<(), Failure> {
+        let set = changes.iter().filter_map(|(name, value)| Some((name.as_str(), value.as_deref()?)));
+        for (name, value) in spank.overwrite(set.collect())? {
+            spank.setenv(name, value)?;
+        }
+        let has_value = |name: &str| changes.iter().any(|(set, value)| set == name && value.is_some());
+        let removed = changes.iter().filter(|(_, value)| value.is_none()).map(|(name, _)| name);
+        let unused = self.reserved.iter().filter(|name| !has_value(name));
+        removed.chain(unused).try_for_each(|name| spank.unsetenv(name))
+    }
+
+    /// Takes back what was reserved or written there.
+    pub(crate) fn restore(&self, spank: &Spank<'_>) {
+        for name in &self.reserved {
+            self.put_back(spank, name);
+        }
+    }
+
+    fn put_back(&self, spank: &Spank<'_>, name: &str) {
+        let old = self.before.get(name).and_then(|value| value.to_str());
+        // What Slurm took a moment ago it takes again; if not, there is nothing else to try.
+        let _ = old.map_or_else(|| spank.unsetenv(name), |old| spank.setenv(name, old));
+    }
+}
