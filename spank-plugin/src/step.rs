@@ -6,9 +6,10 @@
 use std::ffi::CStr;
 use std::fmt::Display;
 use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 
 use roce_node::Node;
-use roce_plan::{Draft, Export, Memlock, OnFailure, Options, Request, RoceOption, Site, Source, Task};
+use roce_plan::{Draft, Export, Memlock, OnFailure, Options, Request, RoceOption, Site, Task, VisibleGpus};
 use roce_spank::{Context, Spank, Verdict};
 use roce_types::CpuSet;
 
@@ -16,7 +17,7 @@ use crate::environment::Environment;
 use crate::gather::{self, Settled};
 use crate::state::{State, state};
 use crate::table::{Row, TaskTable};
-use crate::{apply, node_wide, report};
+use crate::{apply, gpus, node_wide, report};
 
 /// Slurm's own record of the memlock limit in the shell that submitted; it is applied to the task after
 /// `task_init_privileged`.
@@ -41,6 +42,8 @@ pub(crate) struct Step {
 struct Facts {
     site: Site,
     verbose: bool,
+    /// Where the node's facts are read.
+    sysfs: PathBuf,
     node: Node,
     draft: Draft,
     table: TaskTable,
@@ -93,31 +96,15 @@ fn prepare(state: &mut State, spank: &Spank<'_>) -> Option<Step> {
     }
 }
 
-/// What was asked for. srun has put the settled request into the environment; only when nothing is there do
-/// the options that Slurm delivered count.
+/// What was asked for.
 pub(crate) fn asked(state: &State, spank: &Spank<'_>) -> Result<Options, String> {
-    let option_of =
-        |name: &[u8]| RoceOption::ALL.into_iter().find(|option| option.variable().as_bytes() == name);
-    let variables = spank.environment(|name| option_of(name).is_some()).map_err(|error| error.to_string())?;
-    let mut options = Options::default();
-    for (name, value) in &variables {
-        if let Some(option) = option_of(name.as_bytes()) {
-            // Users know the option, and that is what srun settled on, wherever it came from.
-            options.set(option, text(option, value.as_bytes())?, Source::CommandLine);
-        }
-    }
-    if variables.is_empty() {
-        for (option, value) in &state.delivered {
-            options.set_last(*option, text(*option, value)?);
-        }
-    }
-    Ok(options)
-}
-
-/// Any user may have written these bytes, whatever srun checked.
-fn text(option: RoceOption, value: &[u8]) -> Result<&str, String> {
-    let lossy = || String::from_utf8_lossy(value).into_owned();
-    std::str::from_utf8(value).map_err(|_| format!("--{}={}: not UTF-8 text", option.name(), lossy()))
+    let is_ours = |name: &[u8]| RoceOption::of_variable(name).is_some();
+    let variables = spank.environment(is_ours).map_err(|error| error.to_string())?;
+    let variables = variables
+        .iter()
+        .filter_map(|(name, value)| Some((RoceOption::of_variable(name.as_bytes())?, value.as_bytes())));
+    let delivered = state.delivered.iter().map(|(option, value)| (*option, value.as_slice()));
+    Options::on_node(variables, delivered).map_err(|error| error.to_string())
 }
 
 fn facts(state: &mut State, spank: &Spank<'_>, site: Site, request: &Request) -> Result<Facts, String> {
@@ -125,7 +112,8 @@ fn facts(state: &mut State, spank: &Spank<'_>, site: Site, request: &Request) ->
     let failed = |error: &dyn Display| format!("{asked_by}: {error}");
     let tasks = spank.local_task_count().map_err(|error| failed(&error))?;
     let cpus_per_task = spank.cpus_per_task().map_err(|error| failed(&error))?.max(1) as usize;
-    let node = roce_node::read(&state.arguments()?.sysfs).map_err(|error| failed(&error))?;
+    let sysfs = state.arguments()?.sysfs.clone();
+    let node = roce_node::read(&sysfs).map_err(|error| failed(&error))?;
     let draft = Draft::new(&node, request, &site).map_err(|error| error.to_string())?;
     let settled_by = if node.gpus.is_empty() && roce_spank::release() >= Some(BOUND_AT_FORK) {
         SettledBy::Slurmstepd { seen: 0, tasks: Vec::new() }
@@ -145,7 +133,7 @@ fn facts(state: &mut State, spank: &Spank<'_>, site: Site, request: &Request) ->
         spank.unsetenv(SUBMITTED_MEMLOCK).map_err(|error| failed(&error))?;
     }
     let verbose = request.verbose;
-    Ok(Facts { site, verbose, node, draft, table, cpus_per_task, settled_by, warning: None })
+    Ok(Facts { site, verbose, sysfs, node, draft, table, cpus_per_task, settled_by, warning: None })
 }
 
 /// What tasks might export: with all NICs, which makes the longest lists, and with one.
@@ -242,7 +230,12 @@ fn place(spank: &Spank<'_>, facts: Facts, environment: &Environment) -> Result<V
     let local_rank = spank.task_id().map_err(|error| error.to_string())?;
     let cpus = roce_bind::affinity(0);
     let cpus = cpus.map_err(|error| format!("can't read this task's own CPU mask: {error}"))?;
-    let own = Row { local_rank, cpus, gpus: Vec::new() };
+    let visible = if facts.node.gpus.is_empty() {
+        VisibleGpus::default()
+    } else {
+        gpus::of_task(spank, &facts.node, &facts.sysfs).map_err(|error| error.to_string())?
+    };
+    let own = Row { local_rank, cpus, gpus: visible.gpus };
     let Settled { nics, warning } = match facts.settled_by {
         SettledBy::Slurmstepd { .. } => facts.by_slurmstepd(local_rank)?,
         SettledBy::Tasks => facts.by_tasks(&own)?,
@@ -258,7 +251,8 @@ fn place(spank: &Spank<'_>, facts: Facts, environment: &Environment) -> Result<V
     let mut lines: Vec<String> = of_all.chain(warning.map(|text| format!("warning: {text}"))).collect();
     if facts.verbose {
         lines.extend(plan.describe(local_rank));
-        lines.extend(notes);
+        let by_cpus = |note| format!("{note}; it does not count for the NIC");
+        lines.extend(visible.notes.into_iter().map(by_cpus).chain(notes));
     }
     Ok(lines)
 }
