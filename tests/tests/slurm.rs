@@ -24,6 +24,8 @@ mod options;
 mod placement;
 #[path = "slurm/security.rs"]
 mod security;
+#[path = "slurm/soak.rs"]
+mod soak;
 #[path = "slurm/steps.rs"]
 mod steps;
 #[path = "slurm/trace.rs"]
@@ -60,6 +62,7 @@ fn main() -> ExitCode {
         ("steps", steps::TESTS),
         ("gpus", gpus::TESTS),
         ("heterogeneous", heterogeneous::TESTS),
+        ("soak", soak::tests()),
     ];
     let named = |(group, tests): (&str, &[(&str, Test)])| {
         tests.iter().map(|(name, test)| (format!("{group}::{name}"), *test)).collect::<Vec<_>>()
