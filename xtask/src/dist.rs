@@ -53,7 +53,7 @@ pub(crate) fn plugin(tool: &Zigbuild, progress: &Progress, interrupt: &Interrupt
     let step = progress.step("building spank_roce.so for glibc 2.28");
     let built = build(tool, "spank-roce", "libspank_roce.so", interrupt)?;
     check::plugin(&built)?;
-    let file = release(&built, "spank_roce.so")?;
+    let file = place(&built, &folder(), "spank_roce.so")?;
     step.done(&size(&file)?);
     Ok(file)
 }
@@ -63,7 +63,7 @@ pub(crate) fn rocectl(tool: &Zigbuild, progress: &Progress, interrupt: &Interrup
     let step = progress.step("building rocectl for glibc 2.28");
     let built = build(tool, "rocectl", "rocectl", interrupt)?;
     check::program(&built)?;
-    let file = release(&built, "rocectl")?;
+    let file = place(&built, &folder(), "rocectl")?;
     step.done(&size(&file)?);
     Ok(file)
 }
@@ -78,26 +78,27 @@ fn build(tool: &Zigbuild, package: &str, name: &str, interrupt: &Interrupt) -> R
     Ok(target.join(zigbuild::triple()).join("dist").join(name))
 }
 
-/// Builds the plugin with the feature that panics on demand, in a folder of its own, so that it is never mistaken for the
-/// real one. Here and not in the test: that runs as root, where there may be no compiler and whose files nobody else can
-/// replace.
+/// The plugin with the feature that panics on demand, for tests, in a folder of its own, so that it is never mistaken for
+/// the real one. Built here and not in the test: that runs as root, where there may be no compiler and whose files nobody
+/// else can replace.
 pub(crate) fn faulty_plugin(tool: &Zigbuild, progress: &Progress, interrupt: &Interrupt) -> Result<PathBuf> {
     if let Some(given) = artifacts::given(artifacts::FAULTY_PLUGIN)? {
         return Ok(given);
     }
     let step = progress.step("building a plugin that panics on demand");
-    let target = target().join("fault-injection");
     let mut command = tool.cargo("zigbuild");
-    command.args(["-p", "spank-roce", "--features", "fault-injection", "--target-dir"]).arg(&target);
+    command.args(["-p", "spank-roce", "--features", "fault-injection"]);
     run_logged("cargo zigbuild of a plugin that panics on demand", command, &log()?, interrupt)?;
-    let built = target.join(zigbuild::triple()).join("debug/libspank_roce.so");
+    let built = target().join(zigbuild::triple()).join("debug/libspank_roce.so");
+    let bytes = fs::read(&built).with_context(|| built.display().to_string())?;
     ensure!(
-        check::plugin(&built).is_err(),
-        "{} panics on demand, and yet nothing keeps it from being released: the check is blind",
+        check::breaks_on_demand(&bytes),
+        "{} panics on demand, and nothing would keep it from being released: the check in xtask/src/dist/check.rs is blind",
         built.display()
     );
+    let file = place(&built, &target().join("fault-injection"), "spank_roce.so")?;
     step.done("");
-    Ok(built)
+    Ok(file)
 }
 
 /// Where the released files are.
@@ -105,12 +106,11 @@ pub(crate) fn folder() -> PathBuf {
     target().join("dist")
 }
 
-/// Gives a checked file its name in `target/dist`, by rename: a test that runs keeps the old one.
-fn release(built: &Path, name: &str) -> Result<PathBuf> {
-    let folder = folder();
+/// Copies a file to its name in `folder`, by rename: a test that runs keeps the old one.
+fn place(built: &Path, folder: &Path, name: &str) -> Result<PathBuf> {
     let (file, new) = (folder.join(name), folder.join(format!(".{name}.new")));
     let copy = || {
-        fs::create_dir_all(&folder)?;
+        fs::create_dir_all(folder)?;
         fs::copy(built, &new)?;
         fs::rename(&new, &file)
     };

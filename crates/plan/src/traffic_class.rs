@@ -70,13 +70,27 @@ pub enum ClassError {
         /// Its priority.
         other_priority: Priority,
     },
+    /// A DSCP whose own class selector is allowed, but not the priority that the NIC gives it.
+    #[error("{port} sends DSCP {dscp} in priority {priority}, and {} allows {}", site, list(allowed))]
+    Forbidden {
+        /// The NIC.
+        port: DevicePort,
+        /// What was asked for.
+        dscp: Dscp,
+        /// What its table makes of it.
+        priority: Priority,
+        /// The priorities that the site allows.
+        allowed: Vec<Priority>,
+        /// The site file.
+        site: String,
+    },
     /// `lossless = "fail"` of the site file, and a NIC is known to drop.
     #[error("{0}; the site file says lossless = \"fail\"")]
     Lossy(String),
 }
 
-fn list(dscps: &[Dscp]) -> String {
-    dscps.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+fn list(values: &[impl ToString]) -> String {
+    values.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 /// RoCE's usual priority, and the DSCP that vendors' lossless set-ups pair with it.
@@ -128,18 +142,27 @@ impl Class {
         let Some(table) = nic.qos.as_ref().and_then(|qos| qos.dscp_to_priority.as_ref()) else {
             return Ok(Self::without_table(request, site));
         };
-        let in_table = |dscp: Dscp| table.get(&dscp).copied();
+        // The site's word is about the priority that the packets have in the end.
+        let of_dscp = |dscp: Dscp| {
+            let priority = table.get(&dscp).copied().unwrap_or_else(|| request.priority());
+            match &site.policy.allowed_priorities {
+                Some(allowed) if !allowed.contains(&priority) => Err(ClassError::Forbidden {
+                    port: nic.port.clone(),
+                    dscp,
+                    priority,
+                    allowed: allowed.clone(),
+                    site: site.path.clone(),
+                }),
+                _ => Ok(priority),
+            }
+        };
         match request {
-            ClassRequest::Dscp(dscp) => Ok(Self::of(
-                in_table(*dscp).unwrap_or_else(|| request.priority()),
-                dscp.traffic_class(),
-                format!("DSCP {dscp} as asked"),
-            )),
-            ClassRequest::Byte(byte) => Ok(Self::of(
-                in_table(byte.dscp()).unwrap_or_else(|| request.priority()),
-                *byte,
-                format!("byte {byte} as asked"),
-            )),
+            ClassRequest::Dscp(dscp) => {
+                Ok(Self::of(of_dscp(*dscp)?, dscp.traffic_class(), format!("DSCP {dscp} as asked")))
+            }
+            ClassRequest::Byte(byte) => {
+                Ok(Self::of(of_dscp(byte.dscp())?, *byte, format!("byte {byte} as asked")))
+            }
             ClassRequest::Priority(priority) | ClassRequest::Named { priority, .. } => {
                 if site_dscp(request, site).is_some() {
                     return Ok(Self::without_table(request, site));
@@ -294,6 +317,18 @@ mod tests {
         assert_eq!(of(&[(24, 3), (26, 3), (30, 3)]).unwrap().1, 26, "the usual one of several");
         insta::assert_snapshot!("many_dscps", of(&[(24, 3), (30, 3), (46, 5)]).unwrap_err());
         insta::assert_snapshot!("no_dscp", of(&[(46, 5)]).unwrap_err());
+    }
+
+    #[test]
+    fn a_dscp_that_the_nic_sends_in_a_forbidden_priority_is_refused() {
+        let site = site("[policy]\nallowed_priorities = [3]");
+        let table = table(&[(26, 3), (30, 5)]);
+        let of = |request: &ClassRequest| resolved(request, &[&table], &site);
+        // Both have class selector 3, which is all that can be judged without the NIC.
+        assert_eq!(of(&dscp(26)).unwrap(), (3, 26, 106));
+        let said = "mlx5_0:1 sends DSCP 30 in priority 5, and roce.toml allows 3";
+        assert_eq!(of(&dscp(30)).unwrap_err(), said);
+        assert_eq!(of(&ClassRequest::Byte(TrafficClass(122))).unwrap_err(), said);
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod demo;
 mod lab;
 mod mpi;
 mod no_rdma;
+mod node_wide;
 mod peers;
 mod refused;
 mod untouched;
@@ -58,6 +59,7 @@ fn controls() -> Vec<Control> {
         mpi::CONTROLS,
         refused::CONTROLS,
         untouched::CONTROLS,
+        node_wide::CONTROLS,
     ]
     .into_iter()
     .chain([no_rdma::CONTROLS])

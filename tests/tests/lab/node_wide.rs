@@ -15,15 +15,15 @@ use std::collections::BTreeSet;
 pub(crate) const CONTROLS: &[Control] = &[
     Control { name: "node_wide::without_the_sites_word_an_unaware_program_is_unmarked", run: unmarked },
     Control { name: "node_wide::an_unaware_program_has_the_steps_class_in_both_directions", run: marked },
+    Control { name: "node_wide::a_job_with_a_part_of_the_node_is_told_so", run: part },
+    Control { name: "node_wide::rocectl_restore_puts_back_what_a_killed_step_left", run: killed },
 ];
 
-/// perftest over rdma_cm, which is not told of any class: the first task serves, the second asks.
-const BANDWIDTH: &str = "if [ $SLURM_PROCID = 0 ]; then ib_write_bw -R -s 4096 -n 200; \
-    else for i in $(seq 50); do ib_write_bw -R -s 4096 -n 200 10.0.0.1 && exit; sleep 0.2; done; exit 1; fi";
-
-/// Every default of a guest; nothing if no device is shown.
-const DEFAULTS: &str = "cat /sys/kernel/config/rdma_cm/*/ports/*/default_roce_tos 2> /dev/null; \
-    ls /sys/kernel/config/rdma_cm /run/roce-launch 2> /dev/null";
+/// perftest over rdma_cm, which is not told of any class: the first task serves, the second asks. Not before the first
+/// one listens, for a connection that is refused makes perftest crash; -F, for emulated clocks are too uneven for it.
+const BANDWIDTH: &str = "cd /lab/out; run=\"ib_write_bw -R -F -s 4096 -n 200\"; \
+    if [ $SLURM_PROCID = 0 ]; then $run & until rdma resource show cm_id | grep -q LISTEN; do sleep 0.2; done; \
+    touch listening; wait $!; else until [ -e listening ]; do sleep 0.2; done; $run 10.0.0.1; fi";
 
 fn unmarked(lab: &Lab) -> Result<(), Failed> {
     let cluster = lab.cluster()?;
@@ -36,17 +36,60 @@ fn marked(lab: &Lab) -> Result<(), Failed> {
     let cluster = lab.cluster()?;
     on_all(&cluster, "printf '[policy]\\nnode_wide = true\\n' > /etc/slurm/roce.toml")?;
     let result = step(&cluster);
-    let after = on_all(&cluster, &format!("rm /etc/slurm/roce.toml; sleep 1; {DEFAULTS}; true"));
+    let after = on_all(
+        &cluster,
+        "rm /etc/slurm/roce.toml; sleep 1; find /sys/kernel/config/rdma_cm /run/roce-launch -mindepth 1",
+    );
     let (packets, during) = result?;
     judge(&packets, 26)?;
     let expected = "vm1: 106 106 rxe0 rxe1\nvm2: 106 106 rxe0 rxe1";
     ensure(during == expected, || format!("the defaults during the step: {during}"))?;
-    // The devices' folders were made for the step, so they are gone; the values with them, as a new look shows.
-    ensure(after?.iter().all(|text| text.trim() == "/run/roce-launch:"), || "something was left".into())?;
+    let after = after?;
+    ensure(after.iter().all(String::is_empty), || format!("left behind: {after:?}"))?;
+    // The devices' folders were made for the step, so they are gone; the kernel's values are not gone with them.
     let look = "cd /sys/kernel/config/rdma_cm && mkdir rxe0 rxe1 && cat rxe?/ports/1/default_roce_tos | xargs; \
                 rmdir rxe0 rxe1";
     let values = on_all(&cluster, look)?;
     ensure(values.iter().all(|text| text.trim() == "0 0"), || format!("not put back: {values:?}"))?;
+    all_idle(&cluster)
+}
+
+/// However many tasks it crowds there.
+fn part(lab: &Lab) -> Result<(), Failed> {
+    let cluster = lab.cluster()?;
+    on_all(&cluster, "printf '[policy]\\nnode_wide = true\\n' > /etc/slurm/roce.toml")?;
+    let script = "srun -w vm1 -N1 -n8 --overcommit --roce-tc=3 --roce=verbose ls /sys/kernel/config/rdma_cm";
+    let output = cluster.run("vm1", script, TIMEOUT);
+    on_all(&cluster, "rm /etc/slurm/roce.toml")?;
+    let output = output?;
+    let said = "the class is not node-wide: the job has 1 of the node's 2 CPUs (ask for --exclusive)";
+    let ok = output.success() && output.stdout.is_empty() && output.stderr.matches(said).count() == 1;
+    ensure(ok, || told(script, &output).message().unwrap_or_default().to_owned())?;
+    all_idle(&cluster)
+}
+
+/// In a real configfs, where a device's folder has to be made first and goes away again.
+fn killed(lab: &Lab) -> Result<(), Failed> {
+    let cluster = lab.cluster()?;
+    let script = "printf '[policy]\nnode_wide = true\n' > /etc/slurm/roce.toml\n\
+        cd /sys/kernel/config/rdma_cm\n\
+        srun -w vm1 -N1 -n1 --exclusive --roce-tc=3 bash -c 'echo $$ > /run/task; exec sleep 80' 2> /run/srun.err &\n\
+        until [ -s /run/task ]; do sleep 0.1; done\n\
+        kill -9 $(sed -n 's/^pid = //p' /run/roce-launch/node-wide.toml) $(cat /run/task)\n\
+        rm /etc/slurm/roce.toml /run/task\n\
+        scancel --state=RUNNING\n\
+        echo $(cat */ports/1/default_roce_tos)\n\
+        /lab/bin/rocectl restore\n\
+        echo left: $(ls . /run/roce-launch | grep -v :)\n\
+        mkdir rxe0 rxe1; echo $(cat */ports/1/default_roce_tos); rmdir rxe0 rxe1";
+    let output = cluster.run_as_root("vm1", script, TIMEOUT)?;
+    let told = || told(script, &output).message().unwrap_or_default().to_owned();
+    let lines: Vec<&str> = output.stdout.lines().collect();
+    ensure(lines.len() == 5 && lines[0] == "106 106" && lines[3] == "left:" && lines[4] == "0 0", told)?;
+    for (line, device) in lines[1..3].iter().zip(["rxe0", "rxe1"]) {
+        let start = format!("{device}:1: default traffic class 106 of step ");
+        ensure(line.starts_with(&start) && line.ends_with(" is 0 again"), told)?;
+    }
     all_idle(&cluster)
 }
 
@@ -56,7 +99,7 @@ fn step(cluster: &Cluster) -> Result<(Vec<Packet>, String), Failed> {
     let look = "echo $SLURMD_NODENAME: $(cat /sys/kernel/config/rdma_cm/*/ports/*/default_roce_tos 2> /dev/null) \
                 $(ls /sys/kernel/config/rdma_cm) >> /lab/out/defaults";
     let script = format!(
-        "rm -f /lab/out/defaults\n\
+        "rm -f /lab/out/defaults /lab/out/listening\n\
          srun -N2 -n2 --exclusive --roce-tc=3 bash -c '{look}; {BANDWIDTH}' || exit\n\
          sort /lab/out/defaults"
     );

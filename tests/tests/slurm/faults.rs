@@ -90,8 +90,7 @@ fn panic_where_nothing_is_done(cluster: &Cluster, hook: &str) -> Result<()> {
 /// The plugin with the feature that panics on demand: the file that `ROCE_PLUGIN_FAULTY` names, or where
 /// `cargo xtask test` builds it.
 fn faulty() -> Result<PathBuf> {
-    let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
-    let built = target().join("fault-injection").join(triple).join("debug/libspank_roce.so");
+    let built = target().join("fault-injection/spank_roce.so");
     let path = std::env::var_os("ROCE_PLUGIN_FAULTY").map_or(built, PathBuf::from);
     ensure!(path.exists(), "{} does not exist; run `cargo xtask test --only slurm`", path.display());
     Ok(path)

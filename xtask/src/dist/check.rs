@@ -49,10 +49,15 @@ pub(crate) fn plugin(path: &Path) -> Result<()> {
         .with_context(|| format!("{} is no ELF file", path.display()))?;
     host(&elf, &mut faults)?;
     exports(&elf, &mut faults)?;
-    if bytes.windows(FAULT_INJECTION.len()).any(|window| window == FAULT_INJECTION) {
+    if breaks_on_demand(&bytes) {
         faults.push("it was built with the feature fault-injection".into());
     }
     refuse(path, &faults)
+}
+
+/// Whether a plugin was built with the feature that panics on demand.
+pub(crate) fn breaks_on_demand(bytes: &[u8]) -> bool {
+    bytes.windows(FAULT_INJECTION.len()).any(|window| window == FAULT_INJECTION)
 }
 
 /// Fails with every reason why this program would not run on a node whose glibc is [`GLIBC`].
@@ -80,7 +85,9 @@ fn exports(elf: &ElfFile64<'_>, faults: &mut Vec<String>) -> Result<()> {
     }
     let wanted: BTreeSet<String> = EXPORTS.iter().map(ToString::to_string).collect();
     faults.extend(
-        found.difference(&wanted).map(|name| format!("it exports {name}, which Slurm has no use for")),
+        found
+            .difference(&wanted)
+            .map(|name| format!("it exports {name}, which is not in EXPORTS of xtask/src/dist/check.rs")),
     );
     faults.extend(wanted.difference(&found).map(|name| format!("it exports no {name}")));
     Ok(())

@@ -47,9 +47,10 @@ fn a_plugin_with_what_slurm_looks_up_and_no_more_may_be_released() {
 fn an_export_too_many_is_refused() {
     for name in ["init", "fini", "slurm_spank_job_prolog", "helper"] {
         let more = format!("int {name}(void) {{ return 0; }}");
-        assert_eq!(refusal(&more, &[]), format!("it exports {name}, which Slurm has no use for"));
+        let reason = format!("it exports {name}, which is not in EXPORTS of xtask/src/dist/check.rs");
+        assert_eq!(refusal(&more, &[]), reason);
     }
-    assert_eq!(refusal("int counter = 1;", &[]), "it exports counter, which Slurm has no use for");
+    assert!(refusal("int counter = 1;", &[]).starts_with("it exports counter, "));
 }
 
 #[test]
