@@ -37,9 +37,9 @@ const RPM_PLUGINS: &str = "/usr/lib64/slurm";
 /// The commands of a package manager.
 struct Manager {
     kind: &'static str,
-    install: &'static [&'static str],
-    upgrade: &'static [&'static str],
-    remove: &'static [&'static str],
+    install: Vec<&'static str>,
+    upgrade: Vec<&'static str>,
+    remove: Vec<&'static str>,
     /// Where it puts the plugin.
     plugins: &'static str,
 }
@@ -47,18 +47,19 @@ struct Manager {
 fn deb(cluster: &Cluster) -> Result<()> {
     let dpkg = Manager {
         kind: "deb",
-        install: &["dpkg", "--install"],
-        upgrade: &["dpkg", "--install"],
-        remove: &["dpkg", "--remove", "spank-roce"],
+        install: vec!["dpkg", "--install"],
+        upgrade: vec!["dpkg", "--install"],
+        remove: vec!["dpkg", "--remove", "spank-roce"],
         plugins: DEBIAN_PLUGINS,
     };
+    let before = configuration()?;
     dpkg.lives_and_dies(cluster)?;
     // Removed, what the admin wrote stays; purged, nothing does.
     ensure!(fs::read_to_string(SITE)?.ends_with(EDIT), "the edited site file is gone");
     program("dpkg").args(["--purge", "spank-roce"]).run(cluster)?.succeeded()?;
-    let left: Vec<_> = fs::read_dir("/etc/slurm")?.flatten().map(|entry| entry.path()).collect();
-    ensure!(left == [PathBuf::from(PLUGSTACK)], "left after the purge: {left:?}");
-    Ok(fs::remove_file(PLUGSTACK)?)
+    let after = configuration()?;
+    ensure!(after == before, "after the purge there is {after:?}, before the installation {before:?}");
+    Ok(())
 }
 
 fn rpm(cluster: &Cluster) -> Result<()> {
@@ -67,20 +68,36 @@ fn rpm(cluster: &Cluster) -> Result<()> {
     if !Path::new(RPM_PLUGINS).exists() {
         symlink(DEBIAN_PLUGINS, RPM_PLUGINS)?;
     }
+    // Debian's rpm knows of no installed libc, and older ones ask whether one means it.
+    let has_force = program("rpm").args(["--help"]).run(cluster)?.stdout.contains("--force-debian");
+    let rpm = |action| {
+        let force = has_force.then_some("--force-debian");
+        ["rpm", action, "--nodeps"].into_iter().chain(force).collect()
+    };
     let rpm = Manager {
         kind: "rpm",
-        // Debian's rpm knows of no installed libc.
-        install: &["rpm", "--install", "--force-debian", "--nodeps"],
-        upgrade: &["rpm", "--upgrade", "--force-debian", "--nodeps"],
-        remove: &["rpm", "--erase", "spank-roce"],
+        install: rpm("--install"),
+        upgrade: rpm("--upgrade"),
+        remove: vec!["rpm", "--erase", "spank-roce"],
         plugins: RPM_PLUGINS,
     };
     rpm.lives_and_dies(cluster)?;
     let saved = format!("{SITE}.rpmsave");
     ensure!(fs::read_to_string(&saved)?.ends_with(EDIT), "the edited site file is gone");
     fs::remove_file(saved)?;
-    fs::remove_file(format!("{FRAGMENT}.disabled"))?;
-    Ok(fs::remove_file(PLUGSTACK)?)
+    Ok(fs::remove_file(format!("{FRAGMENT}.disabled"))?)
+}
+
+/// Every file of Slurm's configuration, in order.
+fn configuration() -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for folder in ["/etc/slurm", "/etc/slurm/plugstack.conf.d"] {
+        for entry in fs::read_dir(folder)? {
+            files.push(entry?.path());
+        }
+    }
+    files.sort();
+    Ok(files)
 }
 
 /// What the admin adds to the site file.
@@ -91,7 +108,10 @@ impl Manager {
         let plugin = Path::new(self.plugins).join("spank_roce.so");
         cluster.with_plugstack(INCLUDE)?;
 
-        let said = self.run(cluster, self.install, Some(1))?;
+        // Debian's Slurm has the line in its plugstack.conf; SchedMD's has no such file.
+        ensure!(fs::read_to_string(PLUGSTACK)?.contains(INCLUDE), "{PLUGSTACK} is not as Debian has it");
+        fs::remove_file(PLUGSTACK)?;
+        let said = self.run(cluster, &self.install, Some(1))?;
         ensure!(said.stdout.contains(INCLUDE.trim_end()), "no word about what to add: {said}");
         for file in [
             plugin.to_str().unwrap_or_default(),
@@ -113,23 +133,23 @@ impl Manager {
         placed(cluster)?;
 
         let old = fs::metadata(&plugin)?.ino();
-        let said = meanwhile(cluster, &["--roce-tc=3"], || self.run(cluster, self.upgrade, Some(2)))?;
+        let said = meanwhile(cluster, &["--roce-tc=3"], || self.run(cluster, &self.upgrade, Some(2)))?;
         ensure!(!said.stdout.contains(INCLUDE.trim_end()), "it can't see the line: {said}");
         ensure!(fs::metadata(&plugin)?.ino() != old, "the upgrade has not replaced the file by rename");
         ensure!(fs::read_to_string(FRAGMENT)? == line, "the upgrade has changed {FRAGMENT}");
         ensure!(fs::read_to_string(SITE)?.ends_with(EDIT), "the upgrade has changed {SITE}");
         placed(cluster)?;
 
-        meanwhile(cluster, &[], || self.run(cluster, self.remove, None))?;
+        meanwhile(cluster, &[], || self.run(cluster, &self.remove, None))?;
         ensure!(!plugin.exists() && !Path::new(FRAGMENT).exists(), "something of the package is still there");
         srun(["true"]).run(cluster)?.succeeded()?;
         let unknown = srun(["--roce-tc=3", "true"]).run(cluster)?;
         ensure!(unknown.status != 0, "the option is still known: {unknown}");
 
         // Installed again, it is as the admin had it.
-        self.run(cluster, self.install, Some(2))?;
+        self.run(cluster, &self.install, Some(2))?;
         ensure!(fs::read_to_string(FRAGMENT)? == line, "{FRAGMENT} is not back");
-        self.run(cluster, self.remove, None)?;
+        self.run(cluster, &self.remove, None)?;
         cluster.expect_idle()
     }
 
