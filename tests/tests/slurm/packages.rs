@@ -92,7 +92,7 @@ fn rpm(cluster: &Cluster) -> Result<()> {
 fn configuration() -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for folder in ["/etc/slurm", "/etc/slurm/plugstack.conf.d"] {
-        for entry in fs::read_dir(folder)? {
+        for entry in fs::read_dir(folder).with_context(|| folder.to_owned())? {
             files.push(entry?.path());
         }
     }
