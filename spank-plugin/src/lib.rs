@@ -21,11 +21,13 @@
 mod abi;
 mod apply;
 mod arguments;
+mod components;
 mod disabled;
 mod environment;
 #[cfg(feature = "fault-injection")]
 mod fault;
 mod gather;
+mod gpus;
 mod node_wide;
 mod os;
 mod report;

@@ -4,6 +4,8 @@
 use std::ffi::CString;
 use std::io;
 use std::ops::Deref;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicU32;
 use std::time::Duration;
@@ -22,6 +24,19 @@ pub(crate) fn set_own_variable(name: &str, value: Option<&str>) -> Result<(), St
         }
     };
     check(result).map_err(|error| failed(&error))
+}
+
+/// Does the cgroup of this process let it read and write this device? `None` if there is no such device, or
+/// another reason against it. No driver is called: the kernel asks the cgroup in access(2) too.
+pub(crate) fn is_permitted(device: &Path) -> Option<bool> {
+    let path = CString::new(device.as_os_str().as_bytes()).ok()?;
+    // SAFETY: the path is terminated, and the kernel only reads it.
+    match check(unsafe { libc::access(path.as_ptr(), libc::R_OK | libc::W_OK) }) {
+        Ok(()) => Some(true),
+        // File modes answer with EACCES.
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => Some(false),
+        Err(_) => None,
+    }
 }
 
 /// Words in memory that is shared with every process forked later. They start as 0.

@@ -6,9 +6,12 @@
 use std::ffi::CStr;
 use std::fmt::Display;
 use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 
 use roce_node::Node;
-use roce_plan::{Draft, Export, Memlock, OnFailure, Options, Request, RoceOption, Site, Source, Task};
+use roce_plan::{
+    Draft, Export, Memlock, OnFailure, Options, Request, RoceOption, Site, Source, Task, VisibleGpus,
+};
 use roce_spank::{Context, Spank, Verdict};
 use roce_types::CpuSet;
 
@@ -16,7 +19,7 @@ use crate::environment::Environment;
 use crate::gather::{self, Settled};
 use crate::state::{State, state};
 use crate::table::{Row, TaskTable};
-use crate::{apply, node_wide, report};
+use crate::{apply, gpus, node_wide, report};
 
 /// Slurm's own record of the memlock limit in the shell that submitted; it is applied to the task after
 /// `task_init_privileged`.
@@ -41,6 +44,8 @@ pub(crate) struct Step {
 struct Facts {
     site: Site,
     verbose: bool,
+    /// Where the node's facts are read.
+    sysfs: PathBuf,
     node: Node,
     draft: Draft,
     table: TaskTable,
@@ -125,7 +130,8 @@ fn facts(state: &mut State, spank: &Spank<'_>, site: Site, request: &Request) ->
     let failed = |error: &dyn Display| format!("{asked_by}: {error}");
     let tasks = spank.local_task_count().map_err(|error| failed(&error))?;
     let cpus_per_task = spank.cpus_per_task().map_err(|error| failed(&error))?.max(1) as usize;
-    let node = roce_node::read(&state.arguments()?.sysfs).map_err(|error| failed(&error))?;
+    let sysfs = state.arguments()?.sysfs.clone();
+    let node = roce_node::read(&sysfs).map_err(|error| failed(&error))?;
     let draft = Draft::new(&node, request, &site).map_err(|error| error.to_string())?;
     let settled_by = if node.gpus.is_empty() && roce_spank::release() >= Some(BOUND_AT_FORK) {
         SettledBy::Slurmstepd { seen: 0, tasks: Vec::new() }
@@ -145,7 +151,7 @@ fn facts(state: &mut State, spank: &Spank<'_>, site: Site, request: &Request) ->
         spank.unsetenv(SUBMITTED_MEMLOCK).map_err(|error| failed(&error))?;
     }
     let verbose = request.verbose;
-    Ok(Facts { site, verbose, node, draft, table, cpus_per_task, settled_by, warning: None })
+    Ok(Facts { site, verbose, sysfs, node, draft, table, cpus_per_task, settled_by, warning: None })
 }
 
 /// What tasks might export: with all NICs, which makes the longest lists, and with one.
@@ -242,7 +248,12 @@ fn place(spank: &Spank<'_>, facts: Facts, environment: &Environment) -> Result<V
     let local_rank = spank.task_id().map_err(|error| error.to_string())?;
     let cpus = roce_bind::affinity(0);
     let cpus = cpus.map_err(|error| format!("can't read this task's own CPU mask: {error}"))?;
-    let own = Row { local_rank, cpus, gpus: Vec::new() };
+    let visible = if facts.node.gpus.is_empty() {
+        VisibleGpus::default()
+    } else {
+        gpus::of_task(spank, &facts.node, &facts.sysfs).map_err(|error| error.to_string())?
+    };
+    let own = Row { local_rank, cpus, gpus: visible.gpus };
     let Settled { nics, warning } = match facts.settled_by {
         SettledBy::Slurmstepd { .. } => facts.by_slurmstepd(local_rank)?,
         SettledBy::Tasks => facts.by_tasks(&own)?,
@@ -258,7 +269,8 @@ fn place(spank: &Spank<'_>, facts: Facts, environment: &Environment) -> Result<V
     let mut lines: Vec<String> = of_all.chain(warning.map(|text| format!("warning: {text}"))).collect();
     if facts.verbose {
         lines.extend(plan.describe(local_rank));
-        lines.extend(notes);
+        let by_cpus = |note| format!("{note}; it does not count for the NIC");
+        lines.extend(visible.notes.into_iter().map(by_cpus).chain(notes));
     }
     Ok(lines)
 }

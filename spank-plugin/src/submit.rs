@@ -13,7 +13,7 @@ use roce_spank::{Context, OptionSpec, Spank, Verdict, inherited_option_variable}
 use crate::abi::PLUGIN_NAME;
 use crate::arguments::Arguments;
 use crate::state::{State, state};
-use crate::{node_wide, os, report};
+use crate::{components, node_wide, os, report};
 
 /// The step's secret, from which the ranks authenticate each other; 64 hexadecimal digits.
 pub(crate) const SECRET: &str = "SLURM_ROCE_SECRET";
@@ -92,11 +92,11 @@ impl State {
 /// Is the option among the arguments of this command? A program's own arguments may look like it, which
 /// matters only if the script of an sbatch has the same option.
 fn is_typed(option: RoceOption) -> bool {
-    std::env::args_os().skip(1).any(|argument| names(argument.as_bytes(), option))
+    std::env::args_os().skip(1).any(|argument| named(argument.as_bytes(), option))
 }
 
 /// Does the argument name this option? `getopt_long` takes abbreviations too, if they fit no other.
-fn names(argument: &[u8], option: RoceOption) -> bool {
+pub(crate) fn named(argument: &[u8], option: RoceOption) -> bool {
     let Some(argument) = argument.strip_prefix(b"--") else { return false };
     let name = argument.split(|byte| *byte == b'=').next().unwrap_or_default();
     let exact = RoceOption::ALL.iter().find(|known| known.name().as_bytes() == name);
@@ -118,8 +118,12 @@ fn inherited_variable(option: RoceOption) -> String {
 pub(crate) fn init_post_opt(spank: &Spank<'_>, _: &[&CStr]) -> Verdict {
     let mut state = state();
     let settled = match spank.context() {
-        Context::Local => judge(&mut state).and_then(|active| hand_over(&state, active)),
-        Context::Allocator => judge(&mut state).map(|_| disinherit(&state, spank)),
+        Context::Local => components::judge(true)
+            .and_then(|()| judge(&mut state))
+            .and_then(|active| hand_over(&state, active)),
+        Context::Allocator => {
+            components::judge(false).and_then(|()| judge(&mut state)).map(|_| disinherit(&state, spank))
+        }
         Context::Remote => {
             node_wide::begin(&mut state, spank);
             Ok(())
@@ -210,14 +214,14 @@ mod tests {
 
     #[test]
     fn an_option_is_found_among_arguments_also_abbreviated() {
-        assert!(names(b"--roce-tc=3", RoceOption::Tc));
-        assert!(names(b"--roce-tc", RoceOption::Tc));
-        assert!(!names(b"--roce-tc", RoceOption::Tclass));
-        assert!(names(b"--roce-tcl=9", RoceOption::Tclass));
-        assert!(names(b"--roce=on", RoceOption::Mode));
-        assert!(!names(b"--roce=on", RoceOption::Tc));
+        assert!(named(b"--roce-tc=3", RoceOption::Tc));
+        assert!(named(b"--roce-tc", RoceOption::Tc));
+        assert!(!named(b"--roce-tc", RoceOption::Tclass));
+        assert!(named(b"--roce-tcl=9", RoceOption::Tclass));
+        assert!(named(b"--roce=on", RoceOption::Mode));
+        assert!(!named(b"--roce=on", RoceOption::Tc));
         for other in ["--", "--roce-tcs=3", "roce-tc=3", "-roce-tc=3", "--exclusive"] {
-            assert!(!names(other.as_bytes(), RoceOption::Tc), "{other}");
+            assert!(!named(other.as_bytes(), RoceOption::Tc), "{other}");
         }
     }
 }

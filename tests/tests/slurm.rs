@@ -10,6 +10,10 @@ mod brief;
 mod failures;
 #[path = "slurm/faults.rs"]
 mod faults;
+#[path = "slurm/gpus.rs"]
+mod gpus;
+#[path = "slurm/heterogeneous.rs"]
+mod heterogeneous;
 #[path = "slurm/inheritance.rs"]
 mod inheritance;
 #[path = "slurm/node_wide.rs"]
@@ -22,6 +26,8 @@ mod packages;
 mod placement;
 #[path = "slurm/security.rs"]
 mod security;
+#[path = "slurm/steps.rs"]
+mod steps;
 #[path = "slurm/trace.rs"]
 mod trace;
 #[path = "slurm/versions.rs"]
@@ -53,6 +59,9 @@ fn main() -> ExitCode {
         ("security", security::TESTS),
         ("node_wide", node_wide::TESTS),
         ("versions", versions::TESTS),
+        ("steps", steps::TESTS),
+        ("gpus", gpus::TESTS),
+        ("heterogeneous", heterogeneous::TESTS),
     ];
     // Only where there are packages, and a root to install them into.
     if packages::folder().is_some() {
@@ -69,7 +78,11 @@ fn main() -> ExitCode {
         Ok(plugin) => plugin,
         Err(missing) => return skip(&arguments, &tests, &missing.to_string()),
     };
-    match Cluster::start(&plugin) {
+    let cluster = Cluster::start(&plugin).and_then(|mut cluster| {
+        cluster.start_second()?;
+        Ok(cluster)
+    });
+    match cluster {
         Ok(cluster) => {
             // `cargo xtask test --all-slurm` reads this line.
             println!("slurmctld {}, glibc {}", cluster.slurm(), cluster.glibc());

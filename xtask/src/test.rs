@@ -65,16 +65,20 @@ impl Tier {
         }
     }
 
-    fn cargo_arguments(self) -> &'static [&'static str] {
+    /// What cargo is given, one command after the other.
+    fn cargo_commands(self) -> &'static [&'static [&'static str]] {
+        // `slurm` and `lab` have `test = false` in tests/Cargo.toml: they are taken only where they are named.
         match self {
-            Self::Fmt => &["fmt", "--all", "--check"],
-            Self::Clippy => &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"],
-            // The two big ones have `test = false` in tests/Cargo.toml: they run only when they are named.
-            Self::Unit => &["test", "--workspace"],
-            Self::Slurm => &["test", "-p", "roce-tests", "--test", "slurm"],
+            Self::Fmt => &[&["fmt", "--all", "--check"]],
+            Self::Clippy => &[
+                &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"],
+                &["clippy", "-p", "roce-tests", "--test", "slurm", "--test", "lab", "--", "-D", "warnings"],
+            ],
+            Self::Unit => &[&["test", "--workspace"]],
+            Self::Slurm => &[&["test", "-p", "roce-tests", "--test", "slurm"]],
             // Not cargo's: see `in_brief`.
             Self::Suites => &[],
-            Self::Lab => &["test", "-p", "roce-tests", "--test", "lab"],
+            Self::Lab => &[&["test", "-p", "roce-tests", "--test", "lab"]],
         }
     }
 }
@@ -115,13 +119,16 @@ pub(crate) fn run(arguments: &Arguments, interrupt: &Interrupt) -> Result<ExitCo
                 in_brief(arguments, programs, &progress, interrupt)?
             }
             _ => {
-                let mut command = command(tier, &arguments.arguments);
-                let shown: Vec<_> = tier.cargo_arguments().iter().chain([&""]).copied().collect();
-                progress.line(format!("\n==== {}: cargo {}", tier.name(), shown.join(" ").trim_end()));
-                command.envs(built.variables.iter().cloned());
-                // Its own output is the progress.
-                command.env("CARGO_TERM_PROGRESS_WHEN", "never");
-                Process::spawn(command)?.wait(interrupt)?.success()
+                let mut ok = true;
+                for words in tier.cargo_commands() {
+                    let mut command = command(tier, words, &arguments.arguments);
+                    progress.line(format!("\n==== {}: cargo {}", tier.name(), words.join(" ")));
+                    command.envs(built.variables.iter().cloned());
+                    // Its own output is the progress.
+                    command.env("CARGO_TERM_PROGRESS_WHEN", "never");
+                    ok &= Process::spawn(command)?.wait(interrupt)?.success();
+                }
+                ok
             }
         };
         failed |= !ok;
@@ -207,9 +214,9 @@ fn build(tiers: &[Tier], progress: &Progress, interrupt: &Interrupt) -> Result<B
     Ok(built)
 }
 
-fn command(tier: Tier, arguments: &[String]) -> Command {
+fn command(tier: Tier, words: &[&str], arguments: &[String]) -> Command {
     let mut command = cargo();
-    command.args(tier.cargo_arguments());
+    command.args(words);
     if matches!(tier, Tier::Unit | Tier::Slurm | Tier::Lab) && !arguments.is_empty() {
         command.arg("--").args(arguments);
     }

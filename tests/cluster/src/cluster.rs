@@ -1,4 +1,4 @@
-//! One-node Slurm: munged, slurmctld, slurmd, each a child of this process that dies with it.
+//! A Slurm of one node, or two: munged, slurmctld, slurmd, each a child of this process that dies with it.
 
 use std::fs::{self, File, Permissions};
 use std::net::TcpListener;
@@ -9,13 +9,20 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use crate::run::{Ran, program};
+use crate::run::program;
 
 /// The node's name in Slurm.
 pub const NODE: &str = "n1";
 
+/// The second node, where it has been started. It has four GPUs, and only the partition [`BOTH`] has it.
+pub const SECOND: &str = "n2";
+
+/// The partition of both nodes; the default one has the first node only.
+pub const BOTH: &str = "both";
+
 /// plugstack.conf of slurmd and slurmstepd, and that of srun, sbatch and salloc.
 const NODE_PLUGSTACK: &str = "plugstack.conf";
+const SECOND_PLUGSTACK: &str = "second-plugstack.conf";
 const CLIENT_PLUGSTACK: &str = "client-plugstack.conf";
 
 /// How long a daemon may take to be ready.
@@ -51,7 +58,7 @@ impl Cluster {
     fn write_configuration(&self, plugin: &Path) -> Result<()> {
         let open = |path: &Path, mode| fs::set_permissions(path, Permissions::from_mode(mode));
         open(&self.folder, 0o755)?;
-        for folder in ["state", "spool", "work"] {
+        for folder in ["state", "spool", "second-spool", "work", "dev"] {
             fs::create_dir(self.path(folder))?;
         }
         open(&self.path("work"), 0o1777)?;
@@ -63,11 +70,12 @@ impl Cluster {
         let host = fs::read_to_string("/proc/sys/kernel/hostname")?;
         let host = host.trim().split('.').next().unwrap_or_default();
         // Held at the same time, so that they differ.
-        let listeners = [TcpListener::bind("127.0.0.1:0")?, TcpListener::bind("127.0.0.1:0")?];
+        let listen = || TcpListener::bind("127.0.0.1:0");
+        let listeners = [listen()?, listen()?, listen()?];
         let port = |listener: &TcpListener| listener.local_addr().map(|address| address.port());
-        let (controller, node) = (port(&listeners[0])?, port(&listeners[1])?);
+        let (controller, node, second) = (port(&listeners[0])?, port(&listeners[1])?, port(&listeners[2])?);
         let folder = self.folder.display();
-        let configuration = |plugstack: &str| {
+        let configuration = |plugstack: &str, own: &str| {
             format!(
                 "ClusterName=roce-tests\n\
                  SlurmctldHost={host}(127.0.0.1)\n\
@@ -77,28 +85,38 @@ impl Cluster {
                  AuthType=auth/munge\n\
                  AuthInfo=socket={folder}/munge.socket\n\
                  StateSaveLocation={folder}/state\n\
-                 SlurmdSpoolDir={folder}/spool\n\
+                 SlurmdSpoolDir={folder}/{own}spool\n\
                  SlurmctldPidFile={folder}/slurmctld.pid\n\
-                 SlurmdPidFile={folder}/slurmd.pid\n\
+                 SlurmdPidFile={folder}/{own}slurmd.pid\n\
                  SlurmctldLogFile={folder}/slurmctld.log\n\
-                 SlurmdLogFile={folder}/slurmd.log\n\
+                 SlurmdLogFile={folder}/{own}slurmd.log\n\
                  PlugStackConfig={folder}/{plugstack}\n\
                  ProctrackType=proctrack/linuxproc\n\
                  TaskPlugin=task/affinity\n\
                  SelectType=select/cons_tres\n\
                  SelectTypeParameters=CR_Core\n\
-                 SchedulerParameters=batch_sched_delay=0,sched_min_interval=1000\n\
+                 SchedulerParameters=batch_sched_delay=0,sched_min_interval=1000,bf_interval=1\n\
                  SwitchType=switch/none\n\
                  MpiDefault=none\n\
                  KillWait=1\n\
                  SlurmdParameters=config_overrides\n\
+                 LaunchParameters=use_interactive_step\n\
+                 GresTypes=gpu\n\
                  NodeName={NODE} NodeHostname={host} NodeAddr=127.0.0.1 Port={node} \
                      CPUs=2 Sockets=2 CoresPerSocket=1\n\
-                 PartitionName=all Nodes=ALL Default=YES State=UP\n"
+                 NodeName={SECOND} NodeHostname={host} NodeAddr=127.0.0.1 Port={second} \
+                     CPUs=2 Sockets=2 CoresPerSocket=1 Gres=gpu:4\n\
+                 PartitionName=all Nodes={NODE} Default=YES State=UP\n\
+                 PartitionName={BOTH} Nodes={NODE},{SECOND} State=UP\n"
             )
         };
-        fs::write(self.path("slurm.conf"), configuration(NODE_PLUGSTACK))?;
-        fs::write(self.path("client.conf"), configuration(CLIENT_PLUGSTACK))?;
+        fs::write(self.path("slurm.conf"), configuration(NODE_PLUGSTACK, ""))?;
+        fs::write(self.path("second.conf"), configuration(SECOND_PLUGSTACK, "second-"))?;
+        fs::write(self.path("client.conf"), configuration(CLIENT_PLUGSTACK, ""))?;
+        fs::write(
+            self.path("gres.conf"),
+            format!("NodeName={SECOND} Name=gpu File={folder}/dev/nvidia[0-3]\n"),
+        )?;
         // Later releases look for a cgroup hierarchy of their own unless told not to; 22.05 doesn't know the key.
         let version = program("slurmctld").args(["-V"]).run(self)?.stdout;
         let major = version.strip_prefix("slurm-wlm ").or(version.strip_prefix("slurm ")).unwrap_or_default();
@@ -130,6 +148,33 @@ impl Cluster {
         self.wait("slurmd", |cluster| Ok(cluster.node_state()? == "idle"))
     }
 
+    /// Starts the second node, with the facts of a machine with GPUs below `sysfs`.
+    ///
+    /// # Errors
+    /// If it doesn't become idle.
+    pub fn start_second(&mut self) -> Result<()> {
+        // Slurm wants device files; what they are is nobody's business here, so they are like /dev/null.
+        for gpu in 0..4 {
+            let device = self.path(&format!("dev/nvidia{gpu}"));
+            let made =
+                Command::new("mknod").args(["-m", "666"]).arg(&device).args(["c", "1", "3"]).status()?;
+            ensure!(made.success(), "mknod {} failed", device.display());
+        }
+        fs::write(self.path(SECOND_PLUGSTACK), "")?;
+        let conf = self.path("second.conf");
+        let arguments = ["-D", "-N", SECOND, "-f", &conf.display().to_string()].map(str::to_owned);
+        self.daemon("second slurmd", &arguments)?;
+        self.wait("second slurmd", |cluster| Ok(cluster.state_of(SECOND)? == "idle"))
+    }
+
+    /// Gives the plugin to the second node, with these arguments.
+    ///
+    /// # Errors
+    /// If the file can't be written.
+    pub fn with_second_plugin(&self, arguments: &str) -> Result<()> {
+        Ok(fs::write(self.path(SECOND_PLUGSTACK), self.plugstack(arguments))?)
+    }
+
     /// Ends slurmd and starts it again, as after an update of its configuration.
     ///
     /// # Errors
@@ -155,7 +200,7 @@ impl Cluster {
     fn daemon(&mut self, name: &'static str, arguments: &[String]) -> Result<()> {
         let output = File::create(self.path(&format!("{name}.out")))?;
         let child = Command::new("setpriv")
-            .args(["--pdeathsig", "KILL", "--", name])
+            .args(["--pdeathsig", "KILL", "--", name.rsplit(' ').next().unwrap_or(name)])
             .args(arguments)
             .env_clear()
             .env("PATH", program_path())
@@ -270,22 +315,41 @@ impl Cluster {
         self.with_plugin(&format!("config={} {arguments}", self.path("roce.toml").display()))
     }
 
-    /// The node's state in short: idle, mix, drain, ...
+    /// The node's state: `idle`, `mixed`, `idle+drain`, ...
     pub fn node_state(&self) -> Result<String> {
-        let sinfo: Ran = program("sinfo").args(["-h", "-N", "-o", "%t"]).run(self)?;
-        Ok(sinfo.stdout.trim().to_owned())
+        self.state_of(NODE)
+    }
+
+    fn state_of(&self, node: &str) -> Result<String> {
+        let shown = program("scontrol").args(["-o", "show", "node", node]).run(self)?;
+        let state = shown.stdout.split_whitespace().find_map(|word| word.strip_prefix("State="));
+        // Absent until slurmctld answers.
+        Ok(state.unwrap_or_default().to_lowercase())
     }
 
     /// After whatever went wrong, the node must come back by itself.
     pub fn expect_idle(&self) -> Result<()> {
+        self.expect_idle_node(NODE)
+    }
+
+    /// The same for both nodes.
+    ///
+    /// # Errors
+    /// If one of them is not idle in time, or drained.
+    pub fn expect_both_idle(&self) -> Result<()> {
+        self.expect_idle_node(NODE)?;
+        self.expect_idle_node(SECOND)
+    }
+
+    fn expect_idle_node(&self, node: &str) -> Result<()> {
         let start = Instant::now();
         loop {
-            let state = self.node_state()?;
+            let state = self.state_of(node)?;
             if state == "idle" {
                 return Ok(());
             }
             let is_patient = start.elapsed() < Duration::from_secs(10) && !state.contains("drain");
-            ensure!(is_patient, "the node is {state}, not idle: {}", self.logs());
+            ensure!(is_patient, "{node} is {state}, not idle: {}", self.logs());
             std::thread::sleep(Duration::from_millis(100));
         }
     }

@@ -23,6 +23,31 @@ pub fn two_nics(cluster: &Cluster, name: &str) -> Result<String> {
     Ok(format!("sysfs={}", root.display()))
 }
 
+/// The same with two GPUs of NVIDIA's below the PCI switch of each NIC, and other addresses: 10.1.N.7.
+pub fn with_gpus(cluster: &Cluster, name: &str) -> Result<String> {
+    let root = cluster.path(name);
+    if !root.exists() {
+        roce_machines::Machine::parse(WITH_GPUS)?.build(&root)?;
+    }
+    Ok(format!("sysfs={}", root.display()))
+}
+
+const WITH_GPUS: &str = r#"
+about = "Two NUMA nodes of one CPU each, with a NIC and two GPUs below a switch"
+numa = [{ cpus = "0", package = 0 }, { cpus = "1", package = 1 }]
+host = { "pci0000:00" = { numa = 0 }, "pci0000:40" = { numa = 1 } }
+nic = [
+    { at = "pci0000:00/00:01.0/01:00.0/02:00.0/03:00.0", device = "mlx5_0", netdev = "eth0", addresses = ["10.1.0.7"] },
+    { at = "pci0000:40/40:01.0/41:00.0/42:00.0/43:00.0", device = "mlx5_1", netdev = "eth1", addresses = ["10.1.1.7"] },
+]
+gpu = [
+    { at = "pci0000:00/00:01.0/01:00.0/02:01.0/04:00.0", vendor = "nvidia" },
+    { at = "pci0000:00/00:01.0/01:00.0/02:02.0/05:00.0", vendor = "nvidia" },
+    { at = "pci0000:40/40:01.0/41:00.0/42:01.0/44:00.0", vendor = "nvidia" },
+    { at = "pci0000:40/40:01.0/41:00.0/42:02.0/45:00.0", vendor = "nvidia" },
+]
+"#;
+
 /// A machine without any RDMA device, as [`two_nics`] gives one with two.
 pub fn without_rdma(cluster: &Cluster, name: &str) -> Result<String> {
     let root = cluster.path(name);

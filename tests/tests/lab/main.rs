@@ -21,6 +21,7 @@ use std::{
 };
 
 /// A test with its name.
+#[derive(Clone, Copy)]
 struct Control {
     name: &'static str,
     run: fn(&Lab) -> Result<(), Failed>,
@@ -64,7 +65,7 @@ fn controls() -> Vec<Control> {
     .into_iter()
     .chain([no_rdma::CONTROLS])
     .flatten()
-    .map(|control| Control { ..*control })
+    .copied()
     .collect()
 }
 
