@@ -1,10 +1,12 @@
 //! Benchmarks, run by `cargo xtask bench NAME`. Each prints a table and leaves
 //! `target/bench/NAME.json`.
 
+mod hooks;
 mod memory;
 mod plan;
 mod plugin;
 mod report;
+mod stepd;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -22,7 +24,9 @@ fn main() -> Result<ExitCode> {
             println!("{} RDMA ports", node.ports.len());
             Ok(ExitCode::SUCCESS)
         }
-        ["plugin", output, rounds] => plugin::run(rounds.parse()?)?.finish(Path::new(output)),
+        ["plugin", output, rounds, host] => {
+            plugin::run(rounds.parse()?, Path::new(host))?.finish(Path::new(output))
+        }
         _ => bail!("usage: roce-bench plan|plugin FILE.json ... (cargo xtask bench does it)"),
     }
 }

@@ -1,12 +1,13 @@
 //! What the plugin adds to the resident memory of slurmd and of slurmstepd.
 
 use std::fs;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use roce_cluster::{Cluster, run::program};
 
 use crate::report::Case;
+use crate::stepd;
 
 /// What slurmd may have more.
 const LIMIT_KIB: f64 = 2_048.0;
@@ -42,26 +43,16 @@ impl Sizes {
         cluster.restart_slurmd()?;
         // After its first step, for that is how slurmd spends its life.
         program("srun").args(options.iter().copied()).args(["true"]).run(cluster)?;
+        stepd::wait_for_none(cluster)?;
         let step = program("srun").args(options.iter().copied()).args(["sleep", "2"]).start(cluster)?;
-        let stepd = wait_for_stepd(cluster)?;
+        let stepd = stepd::wait_for_one(cluster)?;
         // Until its tasks run.
         std::thread::sleep(Duration::from_millis(500));
-        self.slurmd.push(resident(cluster.slurmd()?)?);
+        self.slurmd.push(resident(cluster.slurmd()?.cast_signed())?);
         self.stepd.push(resident(stepd)?);
         let ran = step.wait()?;
         ensure!(ran.status == 0, "{ran}");
         cluster.expect_idle()
-    }
-}
-
-fn wait_for_stepd(cluster: &Cluster) -> Result<u32> {
-    let start = Instant::now();
-    loop {
-        if let Some(pid) = stepd(cluster)? {
-            return Ok(pid);
-        }
-        ensure!(start.elapsed() < Duration::from_secs(10), "no slurmstepd has started");
-        std::thread::sleep(Duration::from_millis(5));
     }
 }
 
@@ -80,28 +71,10 @@ fn case(name: &str, with: &[f64], without: &[f64]) -> Case {
 }
 
 /// KiB of a process that are in memory, shared pages counted whole.
-fn resident(pid: u32) -> Result<f64> {
+fn resident(pid: i32) -> Result<f64> {
     let path = format!("/proc/{pid}/smaps_rollup");
     let text = fs::read_to_string(&path).with_context(|| path.clone())?;
     let line = text.lines().find_map(|line| line.strip_prefix("Rss:"));
     let kib = line.and_then(|line| line.split_whitespace().next()).and_then(|kib| kib.parse().ok());
     kib.with_context(|| format!("{path} has no Rss: {text}"))
-}
-
-/// The process of the step that runs on this cluster's slurmd, if there is one.
-pub(crate) fn stepd(cluster: &Cluster) -> Result<Option<u32>> {
-    let spool = cluster.path("slurm.conf").into_os_string().into_encoded_bytes();
-    for entry in fs::read_dir("/proc")? {
-        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        // A process may end while it is looked at.
-        let Ok(name) = fs::read(format!("/proc/{pid}/comm")) else { continue };
-        if name != b"slurmstepd\n" {
-            continue;
-        }
-        let Ok(environment) = fs::read(format!("/proc/{pid}/environ")) else { continue };
-        if environment.windows(spool.len()).any(|part| part == spool) {
-            return Ok(Some(pid));
-        }
-    }
-    Ok(None)
 }

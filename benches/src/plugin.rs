@@ -1,14 +1,15 @@
 //! What the plugin costs a step: in a real Slurm of this machine, the same step without the plugin, with it
 //! and no option, and with it and a traffic class, in turns.
 
+use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use roce_cluster::{Cluster, prerequisites, run::program, sysfs};
 
-use crate::memory;
 use crate::report::{Case, Report, median, quartiles};
+use crate::{hooks, memory, stepd};
 
 /// What a step may cost more.
 const LIMIT_US: f64 = 1_000.0;
@@ -41,8 +42,8 @@ impl Kind {
     }
 }
 
-/// Measures, with that many steps of each kind.
-pub(crate) fn run(rounds: usize) -> Result<Report> {
+/// Measures, with that many steps of each kind; `host` is the program that plays Slurm.
+pub(crate) fn run(rounds: usize, host: &Path) -> Result<Report> {
     ensure!(rounds > 0, "--rounds=0: at least one round is needed");
     let plugin = prerequisites::check()?;
     println!("plugin {}", plugin.display());
@@ -51,6 +52,7 @@ pub(crate) fn run(rounds: usize) -> Result<Report> {
     let tree = sysfs::two_nics(&cluster, "two-nics")?;
     println!("{}", program("slurmd").args(["-V"]).run(&cluster)?.stdout.trim());
     let mut cases = steps(&cluster, &tree, rounds)?;
+    cases.extend(hooks::run(host, &plugin, rounds * 50)?);
     cases.extend(memory::run(&mut cluster, &tree)?);
     Ok(Report { name: "plugin", cases })
 }
@@ -168,17 +170,7 @@ impl<'a> Allocation<'a> {
         // The hint about a limit that this machine's slurmd may not raise is no failure.
         ensure!(output.status.success(), "{}: srun {arguments:?}: {}: {said}", kind.name(), output.status);
         // slurmstepd lives a little longer than srun; it must not run beside the next step.
-        wait_for_stepd(cluster)?;
+        stepd::wait_for_none(cluster)?;
         Ok(time.as_secs_f64() * 1e6)
     }
-}
-
-/// Waits until the last step's slurmstepd is gone.
-fn wait_for_stepd(cluster: &Cluster) -> Result<()> {
-    let start = Instant::now();
-    while memory::stepd(cluster)?.is_some() {
-        ensure!(start.elapsed() < Duration::from_secs(10), "a slurmstepd does not end");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    Ok(())
 }

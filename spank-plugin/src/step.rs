@@ -9,9 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use roce_node::Node;
-use roce_plan::{
-    Draft, Export, Memlock, OnFailure, Options, Request, RoceOption, Site, Source, Task, VisibleGpus,
-};
+use roce_plan::{Draft, Export, Memlock, OnFailure, Options, Request, RoceOption, Site, Task, VisibleGpus};
 use roce_spank::{Context, Spank, Verdict};
 use roce_types::CpuSet;
 
@@ -98,31 +96,15 @@ fn prepare(state: &mut State, spank: &Spank<'_>) -> Option<Step> {
     }
 }
 
-/// What was asked for. srun has put the settled request into the environment; only when nothing is there do
-/// the options that Slurm delivered count.
+/// What was asked for.
 pub(crate) fn asked(state: &State, spank: &Spank<'_>) -> Result<Options, String> {
-    let option_of =
-        |name: &[u8]| RoceOption::ALL.into_iter().find(|option| option.variable().as_bytes() == name);
-    let variables = spank.environment(|name| option_of(name).is_some()).map_err(|error| error.to_string())?;
-    let mut options = Options::default();
-    for (name, value) in &variables {
-        if let Some(option) = option_of(name.as_bytes()) {
-            // Users know the option, and that is what srun settled on, wherever it came from.
-            options.set(option, text(option, value.as_bytes())?, Source::CommandLine);
-        }
-    }
-    if variables.is_empty() {
-        for (option, value) in &state.delivered {
-            options.set_last(*option, text(*option, value)?);
-        }
-    }
-    Ok(options)
-}
-
-/// Any user may have written these bytes, whatever srun checked.
-fn text(option: RoceOption, value: &[u8]) -> Result<&str, String> {
-    let lossy = || String::from_utf8_lossy(value).into_owned();
-    std::str::from_utf8(value).map_err(|_| format!("--{}={}: not UTF-8 text", option.name(), lossy()))
+    let is_ours = |name: &[u8]| RoceOption::of_variable(name).is_some();
+    let variables = spank.environment(is_ours).map_err(|error| error.to_string())?;
+    let variables = variables
+        .iter()
+        .filter_map(|(name, value)| Some((RoceOption::of_variable(name.as_bytes())?, value.as_bytes())));
+    let delivered = state.delivered.iter().map(|(option, value)| (*option, value.as_slice()));
+    Options::on_node(variables, delivered).map_err(|error| error.to_string())
 }
 
 fn facts(state: &mut State, spank: &Spank<'_>, site: Site, request: &Request) -> Result<Facts, String> {

@@ -2,6 +2,8 @@
 //!
 //! Here is what the tiers share: where the built programs are, and what becomes of a test that can't run.
 
+pub mod soak;
+
 use libtest_mimic::{Completion, Failed};
 use std::{
     env,

@@ -49,9 +49,9 @@ enum Command {
     Package(package::Arguments),
     /// Measure against a peer or a limit: plan, plugin
     Bench(bench::Arguments),
-    /// Run what takes too long for every test run: fuzz
+    /// Run what takes too long for every test run: fuzz, host, steps
     Soak(soak::Arguments),
-    /// Run every test: format, lints, units, the plugin in a real Slurm, the whole path in guests
+    /// Run every test: format, lints, units, the plugin in a pretend and in a real Slurm, the whole path in guests
     Test(test::Arguments),
 }
 

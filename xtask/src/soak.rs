@@ -1,9 +1,19 @@
 //! `cargo xtask soak NAME`: what takes too long for every test run, and is run before an issue is called done.
 
-use crate::progress::Progress;
+use crate::{
+    artifacts::{self, cargo},
+    dist::{self, Zigbuild},
+    packages,
+    progress::Progress,
+};
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
-use roce_lab::{Interrupt, process::run_logged};
+use nix::unistd::Uid;
+use roce_lab::{
+    Interrupt, Process,
+    packages::{Need, authorise},
+    process::{run_logged, tied_as_root},
+};
 use std::{
     fs,
     path::Path,
@@ -20,17 +30,66 @@ pub(crate) struct Arguments {
     /// This fuzz target alone
     #[arg(long)]
     target: Option<String>,
+    /// How many steps `host` and `steps` run; without it 10,000 and 1,000
+    #[arg(long)]
+    steps: Option<u32>,
+    /// Which faults `steps` meets and when; without it another seed each time, which it prints
+    #[arg(long)]
+    seed: Option<u64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Name {
     /// Every fuzz target (needs a nightly compiler and cargo-fuzz)
     Fuzz,
+    /// Steps of the plugin in one process of a pretend Slurm, which must not grow
+    Host,
+    /// Steps in a real Slurm on this machine with random faults
+    Steps,
 }
 
-/// Runs it. A crash is a failure, and its input stays in fuzz/artifacts.
+/// Runs it.
 pub(crate) fn run(arguments: &Arguments, interrupt: &Interrupt) -> Result<ExitCode> {
-    let Name::Fuzz = arguments.name;
+    match arguments.name {
+        Name::Fuzz => fuzz(arguments, interrupt),
+        Name::Host => {
+            let steps = arguments.steps.unwrap_or(10_000).to_string();
+            with_plugin(&["-p", "roce-plugin-host"], "roce-plugin-host", &["soak", &steps], interrupt)
+        }
+        Name::Steps => {
+            let steps = arguments.steps.unwrap_or(1_000).to_string();
+            let seed = arguments.seed.map(|seed| seed.to_string());
+            let words: Vec<&str> = [steps.as_str()].into_iter().chain(seed.as_deref()).collect();
+            with_plugin(&["-p", "roce-tests", "--bin", "soak-steps"], "soak-steps", &words, interrupt)
+        }
+    }
+}
+
+/// Builds the plugin as it is released, and a program that loads it; runs that, as root.
+fn with_plugin(build: &[&str], program: &str, words: &[&str], interrupt: &Interrupt) -> Result<ExitCode> {
+    let progress = Progress::new();
+    packages::ensure(Need::Test, &progress, interrupt)?;
+    if !Uid::effective().is_root() {
+        authorise()?;
+    }
+    fs::create_dir_all("target/soak")?;
+    let log = Path::new("target/soak/build.log");
+    let plugin = dist::plugin_or_given(&Zigbuild::ensure(&progress, interrupt)?, &progress, interrupt)?;
+    let step = progress.step(format!("building {program}"));
+    let mut command = cargo();
+    command.arg("build").args(build);
+    run_logged(&format!("cargo build of {program}"), command, log, interrupt)?;
+    let program = artifacts::target().join("debug").join(program);
+    step.done("");
+    // Not by an environment variable alone: sudo would drop it.
+    let mut command = tied_as_root("env");
+    command.arg(format!("{}={}", artifacts::PLUGIN, plugin.display())).arg(program).args(words);
+    let status = Process::spawn(command)?.wait(interrupt)?;
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Runs the fuzz targets. A crash is a failure, and its input stays in fuzz/artifacts.
+fn fuzz(arguments: &Arguments, interrupt: &Interrupt) -> Result<ExitCode> {
     let progress = Progress::new();
     let fuzz = |words: &[&str]| {
         let mut command = roce_lab::process::tied("cargo");

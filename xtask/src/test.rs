@@ -4,7 +4,7 @@ use crate::{
     artifacts::{self, cargo},
     demo,
     dist::{self, Zigbuild},
-    packages,
+    package, packages,
     progress::Progress,
     suites,
 };
@@ -30,7 +30,7 @@ pub(crate) struct Arguments {
     /// Run in this Debian suite alone, in the tier suites and with --all-slurm; may be repeated
     #[arg(long, value_name = "SUITE", value_parser = Suite::ALL)]
     suite: Vec<String>,
-    /// Handed to the test programs of the tiers unit, slurm, suites and lab, such as a part of a test's name
+    /// Handed to the test programs of the tiers unit, host, slurm, suites and lab, such as a part of a test's name
     #[arg(last = true)]
     arguments: Vec<String>,
 }
@@ -43,6 +43,8 @@ enum Tier {
     Clippy,
     /// Everything that needs no cluster
     Unit,
+    /// The plugin in a pretend Slurm, with faults at every place
+    Host,
     /// The plugin in a real Slurm on this machine
     Slurm,
     /// The plugin in the Slurm of every Debian suite: one short test in each
@@ -52,13 +54,15 @@ enum Tier {
 }
 
 impl Tier {
-    const ALL: [Self; 6] = [Self::Fmt, Self::Clippy, Self::Unit, Self::Slurm, Self::Suites, Self::Lab];
+    const ALL: [Self; 7] =
+        [Self::Fmt, Self::Clippy, Self::Unit, Self::Host, Self::Slurm, Self::Suites, Self::Lab];
 
     fn name(self) -> &'static str {
         match self {
             Self::Fmt => "fmt",
             Self::Clippy => "clippy",
             Self::Unit => "unit",
+            Self::Host => "host",
             Self::Slurm => "slurm",
             Self::Suites => "suites",
             Self::Lab => "lab",
@@ -67,19 +71,26 @@ impl Tier {
 
     /// What cargo is given, one command after the other.
     fn cargo_commands(self) -> &'static [&'static [&'static str]] {
-        // `slurm` and `lab` have `test = false` in tests/Cargo.toml: they are taken only where they are named.
+        // `host`, `slurm` and `lab` have `test = false` in their Cargo.toml: they are taken only where they are named.
         match self {
             Self::Fmt => &[&["fmt", "--all", "--check"]],
             Self::Clippy => &[
                 &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"],
                 &["clippy", "-p", "roce-tests", "--test", "slurm", "--test", "lab", "--", "-D", "warnings"],
+                &["clippy", "-p", "roce-plugin-host", "--test", "host", "--", "-D", "warnings"],
             ],
             Self::Unit => &[&["test", "--workspace"]],
+            Self::Host => &[&["test", "-p", "roce-plugin-host", "--test", "host"]],
             Self::Slurm => &[&["test", "-p", "roce-tests", "--test", "slurm"]],
             // Not cargo's: see `in_brief`.
             Self::Suites => &[],
             Self::Lab => &[&["test", "-p", "roce-tests", "--test", "lab"]],
         }
+    }
+
+    /// slurmd and what plays it need root; guests don't.
+    fn needs_root(self) -> bool {
+        matches!(self, Self::Host | Self::Slurm)
     }
 }
 
@@ -151,7 +162,7 @@ fn in_brief(
     progress: &Progress,
     interrupt: &Interrupt,
 ) -> Result<bool> {
-    let brief = ["--exact", suites::BRIEF].map(str::to_owned);
+    let brief = [suites::BRIEF.to_owned()];
     let chosen = if arguments.arguments.is_empty() { &brief } else { arguments.arguments.as_slice() };
     let runs = suites::run(&chosen_suites(arguments), programs, chosen, progress, interrupt)?;
     Ok(suites::show_failures(&runs, progress))
@@ -180,13 +191,13 @@ fn chosen_suites(arguments: &Arguments) -> Vec<String> {
 fn build(tiers: &[Tier], progress: &Progress, interrupt: &Interrupt) -> Result<Built> {
     let mut built = Built { variables: Vec::new(), suites: None };
     let needed = |some: &[Tier]| tiers.iter().any(|tier| some.contains(tier));
-    if !needed(&[Tier::Slurm, Tier::Suites, Tier::Lab]) {
+    if !needed(&[Tier::Host, Tier::Slurm, Tier::Suites, Tier::Lab]) {
         return Ok(built);
     }
     let tool = Zigbuild::ensure(progress, interrupt)?;
     let plugin = dist::plugin_or_given(&tool, progress, interrupt)?;
     let rocectl = dist::rocectl_or_given(&tool, progress, interrupt)?;
-    if needed(&[Tier::Slurm, Tier::Suites]) {
+    if needed(&[Tier::Host, Tier::Slurm, Tier::Suites]) {
         let faulty_plugin = dist::faulty_plugin(&tool, progress, interrupt)?;
         built.variables.push((artifacts::FAULTY_PLUGIN, faulty_plugin.clone()));
         if needed(&[Tier::Suites]) {
@@ -196,6 +207,10 @@ fn build(tiers: &[Tier], progress: &Progress, interrupt: &Interrupt) -> Result<B
                 plugin: plugin.clone(),
                 faulty_plugin,
                 rocectl: rocectl.clone(),
+                packages: [
+                    package::build(1, &tool, progress, interrupt)?,
+                    package::build(2, &tool, progress, interrupt)?,
+                ],
             });
         }
     }
@@ -213,15 +228,14 @@ fn build(tiers: &[Tier], progress: &Progress, interrupt: &Interrupt) -> Result<B
 fn command(tier: Tier, words: &[&str], arguments: &[String]) -> Command {
     let mut command = cargo();
     command.args(words);
-    if matches!(tier, Tier::Unit | Tier::Slurm | Tier::Lab) && !arguments.is_empty() {
+    if !matches!(tier, Tier::Fmt | Tier::Clippy) && !arguments.is_empty() {
         command.arg("--").args(arguments);
     }
     // Where nobody reads along, a test that was skipped must not look like one that passed.
     if env::var_os("CI").is_some() && env::var_os("ROCE_REQUIRE").is_none() {
         command.env("ROCE_REQUIRE", "slurm,lab,data");
     }
-    // slurmd needs root; guests don't.
-    if tier == Tier::Slurm && !Uid::effective().is_root() {
+    if tier.needs_root() && !Uid::effective().is_root() {
         let target = format!("{}_UNKNOWN_LINUX_GNU", env::consts::ARCH.to_uppercase());
         command.env(format!("CARGO_TARGET_{target}_RUNNER"), "sudo -n -E");
     }

@@ -12,6 +12,7 @@ mod exports;
 mod gid;
 mod gpus;
 mod nics;
+mod on_node;
 mod option;
 mod placement;
 mod plan;

@@ -6,6 +6,7 @@
 
 pub mod cluster;
 pub mod prerequisites;
+pub mod processes;
 pub mod run;
 pub mod sysfs;
 

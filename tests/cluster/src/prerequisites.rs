@@ -34,7 +34,11 @@ pub fn check() -> Result<PathBuf> {
     plugin()
 }
 
-fn plugin() -> Result<PathBuf> {
+/// The plugin's file: that which `ROCE_PLUGIN` names, or the newer one that was built.
+///
+/// # Errors
+/// If there is none.
+pub fn plugin() -> Result<PathBuf> {
     if let Some(plugin) = std::env::var_os("ROCE_PLUGIN") {
         return std::path::absolute(plugin).context("ROCE_PLUGIN");
     }

@@ -9,18 +9,30 @@ use anyhow::Result;
 use crate::cluster::Cluster;
 
 /// Writes the tree below `name` of the cluster's folder and gives plugstack.conf's argument for it.
+///
+/// # Errors
+/// If it can't be written.
 pub fn two_nics(cluster: &Cluster, name: &str) -> Result<String> {
     let root = cluster.path(name);
     if !root.exists() {
-        write(&root, "sys/devices/system/cpu/online", "0-1")?;
-        for (node, distance) in ["10 21", "21 10"].iter().enumerate() {
-            let node_folder = format!("sys/devices/system/node/node{node}");
-            write(&root, &format!("{node_folder}/cpulist"), &node.to_string())?;
-            write(&root, &format!("{node_folder}/distance"), distance)?;
-            nic(&root, node)?;
-        }
+        write_two_nics(&root)?;
     }
     Ok(format!("sysfs={}", root.display()))
+}
+
+/// Writes the tree below this folder.
+///
+/// # Errors
+/// If it can't be written.
+pub fn write_two_nics(root: &Path) -> Result<()> {
+    write(root, "sys/devices/system/cpu/online", "0-1")?;
+    for (node, distance) in ["10 21", "21 10"].iter().enumerate() {
+        let node_folder = format!("sys/devices/system/node/node{node}");
+        write(root, &format!("{node_folder}/cpulist"), &node.to_string())?;
+        write(root, &format!("{node_folder}/distance"), distance)?;
+        nic(root, node)?;
+    }
+    Ok(())
 }
 
 /// The same with two GPUs of NVIDIA's below the PCI switch of each NIC, and other addresses: 10.1.N.7.
