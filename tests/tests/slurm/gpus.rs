@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 
 use crate::Test;
 use crate::cluster::{BOTH, Cluster, SECOND};
-use crate::run::{Program, srun};
+use crate::run::{Program, program, srun};
 use crate::sysfs;
 
 pub(crate) const TESTS: &[(&str, Test)] = &[
@@ -29,12 +29,15 @@ fn sorted(text: &str) -> Vec<&str> {
 }
 
 fn nearest(cluster: &Cluster) -> Result<()> {
-    let two = ["-n2", "--gpus-per-task=1", "--roce-tc=3", "bash", "-c", SAY];
+    // Slurm before 21.08 lets each task see all GPUs of the step unless it is told which is whose.
+    let two = ["-n2", "--gpus-per-task=1", "--gpu-bind=map_gpu:0,1", "--roce-tc=3", "bash", "-c", SAY];
     let ran = step(cluster, &two)?.run(cluster)?.succeeded()?;
     // By its CPU the second task would be nearer to the other NIC.
     ensure!(sorted(&ran.stdout) == ["0 0 mlx5_0:1", "1 1 mlx5_0:1"], "{ran}");
-    let four = ["-n4", "--overcommit", "--gpus-per-task=1", "--roce-tc=3", "bash", "-c", SAY];
-    let ran = step(cluster, &four)?.run(cluster)?.succeeded()?;
+    // More tasks than CPUs: every release takes that of a step, 20.11 not of a job with GPUs.
+    let job = ["--quiet", "-p", BOTH, "-w", SECOND, "-n2", "--gres=gpu:4", "srun", "--gres=gpu:4"];
+    let four = ["-n4", "--overcommit", "--gpu-bind=map_gpu:0,1,2,3", "--roce-tc=3", "bash", "-c", SAY];
+    let ran = program("salloc").unprivileged().args(job).args(four).run(cluster)?.succeeded()?;
     let expected = ["0 0 mlx5_0:1", "1 1 mlx5_0:1", "2 2 mlx5_1:1", "3 3 mlx5_1:1"];
     ensure!(sorted(&ran.stdout) == expected, "{ran}");
     cluster.expect_both_idle()
@@ -44,8 +47,9 @@ fn without(cluster: &Cluster) -> Result<()> {
     let ran = step(cluster, &["-n2", "--roce-tc=3", "bash", "-c", SAY])?.run(cluster)?.succeeded()?;
     ensure!(sorted(&ran.stdout) == ["0 none mlx5_0:1", "1 none mlx5_1:1"], "{ran}");
     // More than there are CPUs, all with the same mask: they share the NICs evenly.
-    let many = ["-n16", "-c2", "--overcommit", "--cpu-bind=none", "--roce-bind=none", "--roce-tc=3"];
-    let ran = step(cluster, &many)?.args(["bash", "-c", "echo $ROCE_DEVICES"]).run(cluster)?.succeeded()?;
+    let job = ["--quiet", "-p", BOTH, "-w", SECOND, "-n2", "srun", "-n16", "--overcommit"];
+    let many = ["--cpu-bind=none", "--roce-bind=none", "--roce-tc=3", "bash", "-c", "echo $ROCE_DEVICES"];
+    let ran = program("salloc").unprivileged().args(job).args(many).run(cluster)?.succeeded()?;
     let counts = ["mlx5_0:1", "mlx5_1:1"].map(|nic| ran.stdout.lines().filter(|line| *line == nic).count());
     ensure!(counts == [8, 8], "{ran}");
     cluster.expect_both_idle()
