@@ -20,6 +20,8 @@ mod inheritance;
 mod node_wide;
 #[path = "slurm/options.rs"]
 mod options;
+#[path = "slurm/packages.rs"]
+mod packages;
 #[path = "slurm/placement.rs"]
 mod placement;
 #[path = "slurm/security.rs"]
@@ -49,7 +51,7 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // One cluster, whose plugstack.conf each test writes.
     arguments.test_threads = Some(1);
-    let groups = [
+    let mut groups = vec![
         ("brief", brief::TESTS),
         ("options", options::TESTS),
         ("failures", failures::TESTS),
@@ -64,6 +66,10 @@ fn main() -> ExitCode {
         ("heterogeneous", heterogeneous::TESTS),
         ("soak", soak::tests()),
     ];
+    // Only where there are packages, and a root to install them into.
+    if packages::folder().is_some() {
+        groups.push(("brief::packages", packages::TESTS));
+    }
     let named = |(group, tests): (&str, &[(&str, Test)])| {
         tests.iter().map(|(name, test)| (format!("{group}::{name}"), *test)).collect::<Vec<_>>()
     };

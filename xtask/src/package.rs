@@ -38,42 +38,41 @@ pub(crate) struct Packages {
 pub(crate) fn run(arguments: &Arguments, interrupt: &Interrupt) -> Result<ExitCode> {
     let progress = Progress::new();
     packages::ensure(Need::Demo, &progress, interrupt)?;
-    let packages = build(&[arguments.revision], &progress, interrupt)?.remove(0);
+    let tool = Zigbuild::ensure(&progress, interrupt)?;
+    let packages = build(arguments.revision, &tool, &progress, interrupt)?;
     progress.line(format!("{}\n{}", packages.deb.display(), packages.rpm.display()));
     Ok(ExitCode::SUCCESS)
 }
 
-/// Makes the packages, one pair for each revision, from the same files.
-pub(crate) fn build(revisions: &[u32], progress: &Progress, interrupt: &Interrupt) -> Result<Vec<Packages>> {
+/// Makes both, of the released files.
+pub(crate) fn build(
+    revision: u32,
+    tool: &Zigbuild,
+    progress: &Progress,
+    interrupt: &Interrupt,
+) -> Result<Packages> {
     let arch = std::env::consts::ARCH;
     ensure!(arch == "x86_64", "the packages' paths are those of x86_64; this machine is {arch}");
-    let tool = Zigbuild::ensure(progress, interrupt)?;
-    dist::plugin(&tool, progress, interrupt)?;
-    let rocectl = dist::rocectl(&tool, progress, interrupt)?;
+    dist::plugin(tool, progress, interrupt)?;
+    let rocectl = dist::rocectl(tool, progress, interrupt)?;
     let folder = dist::folder();
     let log = folder.join("package.log");
-    let step = progress.step("making packages");
+    let step = progress.step(format!("making the packages of revision {revision}"));
     manuals(&rocectl, &folder, &log, interrupt)?;
-    let deb = CARGO_DEB.installed(&log, interrupt)?;
-    let rpm = CARGO_GENERATE_RPM.installed(&log, interrupt)?;
-    let packages = revisions.iter().map(|revision| {
-        let version = env!("CARGO_PKG_VERSION");
-        let packages = Packages {
-            deb: folder.join(format!("spank-roce_{version}-{revision}_amd64.deb")),
-            rpm: folder.join(format!("spank-roce-{version}-{revision}.x86_64.rpm")),
-        };
-        let mut make = in_workspace(&deb);
-        // The files are stripped already.
-        make.args(["--package", "spank-roce", "--no-build", "--no-strip", "--deb-revision"]);
-        make.arg(revision.to_string()).arg("--output").arg(&packages.deb);
-        run_logged("cargo deb", make, &log, interrupt)?;
-        let mut make = in_workspace(&rpm);
-        make.args(["generate-rpm", "--package", "spank-plugin", "--set-metadata"]);
-        make.arg(format!("release = \"{revision}\"")).arg("--output").arg(&packages.rpm);
-        run_logged("cargo generate-rpm", make, &log, interrupt)?;
-        Ok(packages)
-    });
-    let packages = packages.collect::<Result<Vec<_>>>()?;
+    let version = env!("CARGO_PKG_VERSION");
+    let packages = Packages {
+        deb: folder.join(format!("spank-roce_{version}-{revision}_amd64.deb")),
+        rpm: folder.join(format!("spank-roce-{version}-{revision}.x86_64.rpm")),
+    };
+    let mut make = in_workspace(&CARGO_DEB.installed(&log, interrupt)?);
+    // The files are stripped already.
+    make.args(["--package", "spank-roce", "--no-build", "--no-strip", "--deb-revision"]);
+    make.arg(revision.to_string()).arg("--output").arg(&packages.deb);
+    run_logged("cargo deb", make, &log, interrupt)?;
+    let mut make = in_workspace(&CARGO_GENERATE_RPM.installed(&log, interrupt)?);
+    make.args(["generate-rpm", "--package", "spank-plugin", "--set-metadata"]);
+    make.arg(format!("release = \"{revision}\"")).arg("--output").arg(&packages.rpm);
+    run_logged("cargo generate-rpm", make, &log, interrupt)?;
     step.done("");
     Ok(packages)
 }

@@ -8,7 +8,7 @@ mod outcome;
 
 pub(crate) use outcome::Outcome;
 
-use crate::{artifacts, demo::CACHE, dist::Zigbuild, progress::Progress};
+use crate::{artifacts, demo::CACHE, dist::Zigbuild, package::Packages, progress::Progress};
 use anyhow::{Context, Result, bail, ensure};
 use roce_lab::{Interrupt, Process, Suite, process::tail};
 use serde_json::Value;
@@ -23,13 +23,14 @@ use std::{
 const RESULTS: &str = "target/suites";
 /// Many times what every test together takes.
 const LIMIT: Duration = Duration::from_secs(600);
-/// The short test that goes once through everything.
-pub(crate) const BRIEF: &str = "brief::options_affinity_environment_inheritance_and_an_error";
+/// The short tests that go once through everything.
+pub(crate) const BRIEF: &str = "brief::";
 /// Where things are inside.
 const PROGRAM: &str = "/opt/roce/slurm";
 const PLUGIN: &str = "/opt/roce/spank_roce.so";
 const FAULTY_PLUGIN: &str = "/opt/roce/faulty.so";
 const ROCECTL: &str = "/opt/roce/rocectl";
+const PACKAGES: &str = "/opt/roce/packages";
 
 /// What is run in each suite.
 #[derive(Debug, Clone)]
@@ -42,6 +43,8 @@ pub(crate) struct Programs {
     pub faulty_plugin: PathBuf,
     /// rocectl as it is released.
     pub rocectl: PathBuf,
+    /// The packages of two revisions, the older first.
+    pub packages: [Packages; 2],
 }
 
 /// What came of one suite.
@@ -144,6 +147,9 @@ pub(crate) fn run(
 
 fn run_one(suite: &str, programs: &Programs, arguments: &[String], interrupt: &Interrupt) -> Result<Outcome> {
     let root = Suite::ensure(Path::new(CACHE), suite, interrupt)?;
+    let [old, new] = &programs.packages;
+    let packages = [(&old.deb, "1.deb"), (&old.rpm, "1.rpm"), (&new.deb, "2.deb"), (&new.rpm, "2.rpm")]
+        .map(|(file, name)| (file, format!("{PACKAGES}/{name}")));
     let files = [
         (programs.test.as_path(), PROGRAM),
         (&programs.plugin, PLUGIN),
@@ -154,13 +160,15 @@ fn run_one(suite: &str, programs: &Programs, arguments: &[String], interrupt: &I
         format!("{}={PLUGIN}", artifacts::PLUGIN),
         format!("{}={FAULTY_PLUGIN}", artifacts::FAULTY_PLUGIN),
         format!("{}={ROCECTL}", artifacts::ROCECTL),
+        format!("ROCE_PACKAGES={PACKAGES}"),
         // These roots are made to have what the tests need.
         "ROCE_REQUIRE=slurm".to_owned(),
         PROGRAM.to_owned(),
         "--format=json".to_owned(),
     ];
     let output = Path::new(RESULTS).join(format!("{suite}.log"));
-    let mut command = root.command(files, LIMIT, words.iter().chain(arguments));
+    let packages = packages.iter().map(|(file, inside)| (file.as_path(), inside.as_str()));
+    let mut command = root.command(files.into_iter().chain(packages), LIMIT, words.iter().chain(arguments));
     let file = File::create(&output).with_context(|| output.display().to_string())?;
     command.stdout(file.try_clone()?).stderr(file);
     let status = Process::spawn(command)?.wait(interrupt)?;

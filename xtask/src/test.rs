@@ -4,7 +4,7 @@ use crate::{
     artifacts::{self, cargo},
     demo,
     dist::{self, Zigbuild},
-    packages,
+    package, packages,
     progress::Progress,
     suites,
 };
@@ -162,7 +162,7 @@ fn in_brief(
     progress: &Progress,
     interrupt: &Interrupt,
 ) -> Result<bool> {
-    let brief = ["--exact", suites::BRIEF].map(str::to_owned);
+    let brief = [suites::BRIEF.to_owned()];
     let chosen = if arguments.arguments.is_empty() { &brief } else { arguments.arguments.as_slice() };
     let runs = suites::run(&chosen_suites(arguments), programs, chosen, progress, interrupt)?;
     Ok(suites::show_failures(&runs, progress))
@@ -207,6 +207,10 @@ fn build(tiers: &[Tier], progress: &Progress, interrupt: &Interrupt) -> Result<B
                 plugin: plugin.clone(),
                 faulty_plugin,
                 rocectl: rocectl.clone(),
+                packages: [
+                    package::build(1, &tool, progress, interrupt)?,
+                    package::build(2, &tool, progress, interrupt)?,
+                ],
             });
         }
     }

@@ -299,6 +299,12 @@ impl Cluster {
         Ok(fs::write(self.path(CLIENT_PLUGSTACK), self.plugstack(arguments))?)
     }
 
+    /// Gives commands and node a plugstack.conf of this text.
+    pub fn with_plugstack(&self, text: &str) -> Result<()> {
+        fs::write(self.path(NODE_PLUGSTACK), text)?;
+        Ok(fs::write(self.path(CLIENT_PLUGSTACK), text)?)
+    }
+
     fn plugstack(&self, arguments: &str) -> String {
         format!("required {} {arguments}\n", self.path("spank_roce.so").display())
     }

@@ -17,6 +17,7 @@ pub(crate) const TESTS: &[(&str, Test)] = &[
     ("what_is_broken_on_the_node_alone_stops_only_steps_that_ask", broken_node),
     ("a_submit_host_without_the_plugin_can_ask_by_variable", no_plugin_at_submission),
     ("bytes_that_srun_never_checked_are_parsed_strictly", forged),
+    ("whatever_the_node_lacks_ends_the_task_or_warns_as_the_site_says", policy),
 ];
 
 const NO_PORT: &str = "spank_roce: n1: task 0: --roce-tc=3: this node has no RoCE port: \
@@ -156,4 +157,54 @@ fn forged(cluster: &Cluster) -> Result<()> {
         ensure!(!ran.stderr.contains('\u{1b}'), "an escape reached the terminal: {ran:?}");
     }
     cluster.expect_idle()
+}
+
+/// The table of failures: on the node, under srun and in a job, with both policies. The task must never run
+/// unplaced without a word, nor end well without having run, nor may the node be drained.
+fn policy(cluster: &Cluster) -> Result<()> {
+    let two_nics = sysfs::two_nics(cluster, "two-nics")?;
+    let cases = [
+        ("no tree", "sysfs=/nowhere".to_owned(), "--roce-tc=3", "--roce-tc=3: can't read /nowhere/sys/"),
+        (
+            "no RDMA",
+            sysfs::without_rdma(cluster, "no-rdma")?,
+            "--roce-tc=3",
+            "--roce-tc=3: this node has no RoCE",
+        ),
+        (
+            "no such NIC",
+            two_nics.clone(),
+            "--roce-nics=mlx5_9",
+            "--roce-nics=mlx5_9: this node has no such NIC",
+        ),
+        ("no such GID", two_nics.clone(), "--roce-gid=ipv6", "--roce-gid=ipv6: no RoCE port of this node"),
+        ("too few NICs", two_nics, "--roce-nics=3", "--roce-nics=3: this node has 2 usable RoCE ports"),
+    ];
+    let proof = cluster.work("policy-ran");
+    let touch = format!("echo placed=$ROCE_DEVICES > {}", proof.display());
+    for (name, arguments, option, error) in &cases {
+        for (on_failure, runs) in [("fail", false), ("warn", true)] {
+            cluster.with_site(&format!("[policy]\non_failure = \"{on_failure}\"\n"), arguments)?;
+            let line = format!("spank_roce: n1: task 0: {}{error}...", if runs { "warning: " } else { "" });
+            let is_right = |ended_well: bool, said: &str| {
+                // The one that ran says that it was not placed.
+                let ran = std::fs::read_to_string(&proof).ok();
+                let _ = std::fs::remove_file(&proof);
+                let own: Vec<&str> = said.lines().filter(|line| line.contains("spank_roce: n1")).collect();
+                let is_said = own.len() == 1 && own[0].starts_with(line.trim_end_matches("..."));
+                let expected = runs.then(|| "placed=\n".to_owned());
+                ensure!(
+                    ended_well == runs && ran == expected && is_said,
+                    "{name}, {on_failure}: ended well: {ended_well}, ran: {ran:?}, said: {said}"
+                );
+                cluster.expect_idle()
+            };
+            let ran = srun(["-n1", option, "bash", "-c", &touch]).run(cluster)?;
+            is_right(ran.status == 0, &ran.own_lines().join("\n"))?;
+            let script = format!("srun {option} bash -c '{touch}'");
+            let (ended_well, said) = batch(cluster, ["--wrap", &script])?;
+            is_right(ended_well, &said)?;
+        }
+    }
+    Ok(())
 }
