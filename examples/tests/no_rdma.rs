@@ -77,5 +77,5 @@ fn one_rank_with_a_wrong_variable_fails_the_other_too() {
 #[test]
 fn half_a_slurm_environment_is_an_error_that_names_what_is_missing() {
     let text = failure(rank_of_two(0, 2).env_remove("SLURM_NODEID").spawn().unwrap());
-    assert!(text.contains("SLURM_STEP_ID is set, but SLURM_NODEID is not"), "{text}");
+    assert!(text.contains("SLURM_STEP_ID=2 is set, but SLURM_NODEID is not"), "{text}");
 }

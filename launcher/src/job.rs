@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use roce_bootstrap::{Bootstrap, Identity, Options, Secret};
+use roce_bootstrap::{Bootstrap, Options};
 use roce_verbs::Depth;
 
 use crate::agree::agree;
@@ -32,7 +32,8 @@ impl Job {
     /// It meets the other ranks and exchanges their NICs' addresses, so it returns when all ranks have called it.
     ///
     /// The ranks meet on the TCP ports that the site names (`ROCE_BOOTSTRAP_PORTS`, by the plugin), else on any dynamic
-    /// port.
+    /// port. The step's secret is taken out of the environment, so call it once, and before the program starts others
+    /// or threads: [`roce_bootstrap::Secret::take_from_environment`].
     ///
     /// # Errors
     /// On every rank of the step, if any of them fails: [`Error::NoPort`](crate::Error::NoPort) and
@@ -52,11 +53,8 @@ impl Job {
     /// # Errors
     /// As [`init`](Self::init).
     pub fn init_with(options: &Options) -> Result<Self> {
-        let identity = Identity::discover()?;
-        // One rank alone meets nobody, so that a secret of another step cannot be wrong.
-        let secret = if identity.size > 1 { Secret::from_environment()? } else { None };
-        let node = identity.node_name().to_owned();
-        let mut exchange = Bootstrap::join(identity, secret.as_ref(), options)?;
+        let mut exchange = Bootstrap::init(options)?;
+        let node = exchange.identity().node_name().to_owned();
         let opened = open_assigned(&node);
         let ((assignment, endpoints), cards) = agree(&mut exchange, opened)?;
         Ok(Self { exchange, assignment, endpoints, cards })

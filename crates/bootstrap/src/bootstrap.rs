@@ -68,6 +68,19 @@ pub struct Bootstrap {
 }
 
 impl Bootstrap {
+    /// Finds out who this process is and meets the other ranks, with the secret of the environment: what a program
+    /// calls at its beginning, best before it starts threads or other programs
+    /// ([`Secret::take_from_environment`] says why). Once per process.
+    ///
+    /// # Errors
+    /// As [`Identity::discover`], [`Secret::take_from_environment`] and [`join`](Self::join).
+    pub fn init(options: &Options) -> Result<Self> {
+        let identity = Identity::discover()?;
+        // One rank alone meets nobody, so that a secret of another step is none of its business.
+        let secret = if identity.size > 1 { Secret::take_from_environment()? } else { None };
+        Self::join(identity, secret.as_ref(), options)
+    }
+
     /// Meets the other ranks; returns when all of them are there. One rank alone needs no secret and no network.
     ///
     /// # Errors

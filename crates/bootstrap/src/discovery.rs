@@ -1,9 +1,10 @@
-//! Which rank is this process, of how many, on which node? Read from the variables that Slurm gives a task.
+//! Which rank is this process, of how many, on which node? Read from the variables that its launcher set.
 
 use std::fs;
 
-use crate::error::{Error, Result};
-use crate::hostlist::{expand_counts, expand_hostlist};
+use crate::error::Result;
+use crate::pmi_variables::{self, PmiVariables};
+use crate::step::{Names, contradiction, parse_number};
 
 /// One node of the step.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -26,6 +27,8 @@ pub enum Launch {
         /// `SLURM_STEP_ID`.
         step: u32,
     },
+    /// `rocectl run`.
+    Rocectl,
 }
 
 /// Who this process is among the ranks of its step.
@@ -56,17 +59,42 @@ const TASKS: &str = "SLURM_STEP_TASKS_PER_NODE";
 /// The step's own count; Slurm sets it beside SLURM_NTASKS, which a user may also set as an option.
 const STEP_SIZE: &str = "SLURM_STEP_NUM_TASKS";
 
+const SLURM: Names = Names {
+    launcher: "a Slurm step",
+    advice: "start the program with srun, or unset the SLURM_ variables to run it alone",
+    rank: RANK,
+    size: SIZE,
+    local_rank: LOCAL_RANK,
+    node_index: NODE_INDEX,
+    nodes: NODES,
+    tasks: TASKS,
+};
 /// Those that only a step has. A batch script has SLURM_PROCID and SLURM_NTASKS too, and is one process.
 const OF_A_STEP: [&str; 4] = [STEP, NODES, TASKS, STEP_SIZE];
 /// Step ids from here on are no steps of srun: batch script, extern, interactive shell (slurm.h).
 const FIRST_SPECIAL_STEP: i64 = 0xffff_fff0;
 
+/// What `rocectl run` sets: the same as Slurm.
+pub(crate) const ROCECTL: Names = Names {
+    launcher: "a rank of rocectl run",
+    advice: "start the program with rocectl run, or unset these ROCE_ variables",
+    rank: "ROCE_RANK",
+    size: "ROCE_SIZE",
+    local_rank: "ROCE_LOCAL_RANK",
+    node_index: "ROCE_NODE_INDEX",
+    nodes: "ROCE_NODES",
+    tasks: "ROCE_TASKS_PER_NODE",
+};
+const OF_ROCECTL: [&str; 6] =
+    [ROCECTL.rank, ROCECTL.size, ROCECTL.local_rank, ROCECTL.node_index, ROCECTL.nodes, ROCECTL.tasks];
+
 impl Identity {
-    /// Reads this process's environment. Outside a Slurm step (also in a batch script and in salloc's shell)
-    /// the answer is one rank, alone.
+    /// Reads this process's environment: the variables of srun or of `rocectl run`. Without any of them (also in a
+    /// batch script and in salloc's shell) the answer is one rank, alone.
     ///
     /// # Errors
-    /// [`Error::HalfSet`], [`Error::Variable`] or [`Error::Contradiction`], each naming the variables.
+    /// [`Error::HalfSet`], [`Error::Variable`] or [`Error::Contradiction`], each naming the variables and their values;
+    /// two launchers that contradict each other are one, too.
     pub fn discover() -> Result<Self> {
         let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_else(|_| "localhost".to_owned());
         let variable = |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
@@ -78,66 +106,25 @@ impl Identity {
     /// # Errors
     /// As [`discover`](Self::discover).
     pub fn from_variables(variable: impl Fn(&str) -> Option<String>, host: &str) -> Result<Self> {
-        let Some(present) = OF_A_STEP.into_iter().find(|name| variable(name).is_some()) else {
-            return match variable(RANK).as_deref() {
-                None | Some("0") => Ok(Self::alone(host)),
-                // A rank above 0 is not alone, whatever else is missing.
-                Some(_) => Err(Error::HalfSet { present: RANK, missing: STEP }),
-            };
-        };
-        let text = |name| variable(name).ok_or(Error::HalfSet { present, missing: name });
-        let number = |name: &'static str| parse_number(name, &text(name)?);
+        let variable = &variable;
+        let slurm = from_slurm(variable)?;
+        let rocectl = from_rocectl(variable)?;
+        let pmi = PmiVariables::read(variable)?;
+        if let (Some(slurm), Some(rocectl)) = (&slurm, &rocectl) {
+            agree((&SLURM, slurm), (ROCECTL.rank, rocectl.rank), (ROCECTL.size, rocectl.size))?;
+        }
+        if let (Some(said), Some(pmi)) = (&slurm, &pmi) {
+            agree((&SLURM, said), (pmi_variables::RANK, pmi.rank), (pmi_variables::SIZE, pmi.size))?;
+        }
+        if let (Some(said), Some(pmi)) = (&rocectl, &pmi) {
+            agree((&ROCECTL, said), (pmi_variables::RANK, pmi.rank), (pmi_variables::SIZE, pmi.size))?;
+        }
+        Ok(slurm.or(rocectl).unwrap_or_else(|| Self::alone(host)))
+    }
 
-        // Negative where Slurm printed a special id as a signed number.
-        let step_id = text(STEP)?;
-        let special = |id: i64| !(0..FIRST_SPECIAL_STEP).contains(&id);
-        if step_id.parse::<i64>().is_ok_and(special) {
-            return Ok(Self::alone(host));
-        }
-        let launch = Launch::Slurm { job: number(JOB)?, step: parse_number(STEP, &step_id)? };
-
-        let node_list = text(NODES)?;
-        let names = expand_hostlist(&node_list)
-            .ok_or_else(|| wrong(NODES, &node_list, "a list of nodes such as vm[1-2],gpu7"))?;
-        let task_list = text(TASKS)?;
-        let counts = expand_counts(&task_list)
-            .ok_or_else(|| wrong(TASKS, &task_list, "a list of task counts such as 4(x3),2"))?;
-        let (rank, size) = (number(RANK)?, number(SIZE)?);
-        let (local_rank, node_index) = (number(LOCAL_RANK)?, number(NODE_INDEX)?);
-
-        let contradiction = |first: (&str, String), second: (&str, String), why: String| {
-            let shown = |(name, value): (&str, String)| format!("{name}={}", cut(&value));
-            Error::Contradiction { first: shown(first), second: shown(second), why }
-        };
-        let total: u64 = counts.iter().copied().map(u64::from).sum();
-        if counts.len() != names.len() {
-            let why = format!("{} task counts for {} nodes", counts.len(), names.len());
-            return Err(contradiction((TASKS, task_list), (NODES, node_list), why));
-        }
-        if let Some(step_size) = variable(STEP_SIZE)
-            && parse_number(STEP_SIZE, &step_size)? != size
-        {
-            let why = "one step has one number of tasks".to_owned();
-            return Err(contradiction((STEP_SIZE, step_size), (SIZE, size.to_string()), why));
-        }
-        if total != u64::from(size) {
-            let why = format!("the counts add up to {total}");
-            return Err(contradiction((TASKS, task_list), (SIZE, size.to_string()), why));
-        }
-        if rank >= size {
-            let why = format!("ranks are 0 to {}", i64::from(size) - 1);
-            return Err(contradiction((RANK, rank.to_string()), (SIZE, size.to_string()), why));
-        }
-        let Some(&tasks_here) = counts.get(node_index as usize) else {
-            let why = format!("there are {} nodes", names.len());
-            return Err(contradiction((NODE_INDEX, node_index.to_string()), (NODES, node_list), why));
-        };
-        if local_rank >= tasks_here {
-            let why = format!("node {node_index} has {tasks_here} tasks");
-            return Err(contradiction((LOCAL_RANK, local_rank.to_string()), (TASKS, task_list), why));
-        }
-        let nodes = names.into_iter().zip(counts).map(|(name, tasks)| Node { name, tasks }).collect();
-        Ok(Self { rank, size, local_rank, node_index, nodes, launch })
+    fn of(place: crate::step::Place, launch: Launch) -> Self {
+        let crate::step::Place { rank, size, local_rank, node_index, nodes } = place;
+        Self { rank, size, local_rank, node_index, nodes, launch }
     }
 
     /// One rank on the node called `host`.
@@ -160,27 +147,67 @@ impl Identity {
         self.nodes.first().map_or("?", |node| node.name.as_str())
     }
 
-    /// Job and step, zero when alone.
+    /// Job and step; zero where there is no Slurm: then nobody else has the secret.
     pub(crate) fn job_and_step(&self) -> (u32, u32) {
         match self.launch {
-            Launch::Alone => (0, 0),
+            Launch::Alone | Launch::Rocectl => (0, 0),
             Launch::Slurm { job, step } => (job, step),
         }
     }
 }
 
-fn parse_number(name: &'static str, value: &str) -> Result<u32> {
-    let digits = !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit());
-    value.parse().ok().filter(|_| digits).ok_or_else(|| wrong(name, value, "a number"))
+/// What Slurm says: `None` outside a step of srun.
+fn from_slurm(variable: &dyn Fn(&str) -> Option<String>) -> Result<Option<Identity>> {
+    let Some(present) = OF_A_STEP.into_iter().find(|name| variable(name).is_some()) else {
+        return match variable(RANK).as_deref() {
+            None => Ok(None),
+            // A batch script, or a shell in one.
+            Some("0") if variable(JOB).is_some() => Ok(None),
+            Some("0") => Err(SLURM.half_set(RANK, JOB, variable)),
+            // A rank above 0 is not alone, whatever else is missing.
+            Some(_) => Err(SLURM.half_set(RANK, STEP, variable)),
+        };
+    };
+    let text = |name| SLURM.text(present, name, variable);
+    // Negative where Slurm printed a special id as a signed number.
+    let step_id = text(STEP)?;
+    let special = |id: i64| !(0..FIRST_SPECIAL_STEP).contains(&id);
+    if step_id.parse::<i64>().is_ok_and(special) {
+        return Ok(None);
+    }
+    let launch = Launch::Slurm { job: parse_number(JOB, &text(JOB)?)?, step: parse_number(STEP, &step_id)? };
+    if let Some(step_size) = variable(STEP_SIZE)
+        && let Some(size) = variable(SIZE)
+        && parse_number(STEP_SIZE, &step_size)? != parse_number(SIZE, &size)?
+    {
+        let why = "one step has one number of tasks".to_owned();
+        return Err(contradiction((STEP_SIZE, &step_size), (SIZE, &size), why));
+    }
+    SLURM.read(present, variable).map(|place| Some(Identity::of(place, launch)))
 }
 
-fn wrong(variable: &'static str, value: &str, expected: &str) -> Error {
-    Error::Variable { variable, value: cut(value), expected: expected.to_owned() }
+/// What `rocectl run` says.
+fn from_rocectl(variable: &dyn Fn(&str) -> Option<String>) -> Result<Option<Identity>> {
+    let Some(present) = OF_ROCECTL.into_iter().find(|name| variable(name).is_some()) else {
+        return Ok(None);
+    };
+    ROCECTL.read(present, variable).map(|place| Some(Identity::of(place, Launch::Rocectl)))
 }
 
-/// As much of a value as an error message bears.
-fn cut(value: &str) -> String {
-    value.chars().take(200).collect()
+/// Two launchers must mean the same rank of as many.
+fn agree(said: (&Names, &Identity), rank: (&str, u32), size: (&str, u32)) -> Result<()> {
+    let (names, identity) = said;
+    let differ = |ours: (&str, u32), theirs: (&str, u32)| {
+        let why = "two launchers, and which one started the ranks can't be told".to_owned();
+        contradiction((ours.0, &ours.1.to_string()), (theirs.0, &theirs.1.to_string()), why)
+    };
+    if identity.size != size.1 {
+        return Err(differ((names.size, identity.size), size));
+    }
+    if identity.rank != rank.1 {
+        return Err(differ((names.rank, identity.rank), rank));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -226,7 +253,7 @@ mod tests {
 
     #[test]
     fn a_batch_script_is_one_rank_although_slurm_numbers_it() {
-        let batch = |name: &str| matches!(name, RANK | LOCAL_RANK | NODE_INDEX).then(|| "0".to_owned());
+        let batch = |name: &str| matches!(name, JOB | RANK | LOCAL_RANK | NODE_INDEX).then(|| "0".to_owned());
         assert_eq!(Identity::from_variables(batch, "host").unwrap(), Identity::alone("host"));
         for special in ["4294967291", "-5", "4294967290"] {
             assert_eq!(discover(&[(STEP, Some(special))]).unwrap(), Identity::alone("host"), "{special}");
@@ -239,8 +266,11 @@ mod tests {
             let error = discover(&[(name, None)]).unwrap_err().to_string();
             assert!(error.contains(&format!("but {name} is not")), "{error}");
         }
-        let only_rank = |name: &str| (name == RANK).then(|| "3".to_owned());
-        assert!(matches!(Identity::from_variables(only_rank, "host"), Err(Error::HalfSet { .. })));
+        for (rank, missing) in [("0", JOB), ("3", STEP)] {
+            let only_rank = |name: &str| (name == RANK).then(|| rank.to_owned());
+            let error = Identity::from_variables(only_rank, "host").unwrap_err().to_string();
+            assert!(error.contains(&format!("SLURM_PROCID={rank} is set, but {missing} is not")), "{error}");
+        }
     }
 
     #[test]
@@ -266,12 +296,85 @@ mod tests {
         }
     }
 
+    /// Rank 1 of `rocectl run -n 3`, changed by `changes`.
+    fn under_rocectl(changes: &[(&str, Option<&str>)]) -> Result<Identity> {
+        let run = ["1", "3", "1", "0", "here", "3"];
+        let variable = |name: &str| match changes.iter().find(|(changed, _)| *changed == name) {
+            Some((_, value)) => value.map(str::to_owned),
+            None => OF_ROCECTL.iter().position(|known| *known == name).map(|i| run[i].to_owned()),
+        };
+        Identity::from_variables(variable, "host")
+    }
+
+    #[test]
+    fn a_rank_of_rocectl_run_knows_its_place() {
+        let identity = under_rocectl(&[]).unwrap();
+        assert_eq!((identity.rank, identity.size, identity.local_rank), (1, 3, 1));
+        assert_eq!((identity.node_name(), identity.launch), ("here", Launch::Rocectl));
+        for name in OF_ROCECTL {
+            let error = under_rocectl(&[(name, None)]).unwrap_err().to_string();
+            assert!(error.contains(&format!(" is set, but {name} is not")), "{error}");
+        }
+    }
+
+    #[test]
+    fn two_launchers_must_say_the_same() {
+        let pmi = |rank, size| [("PMI_RANK", Some(rank)), ("PMI_SIZE", Some(size)), ("PMI_FD", Some("6"))];
+        assert_eq!(discover(&pmi("2", "4")).unwrap(), discover(&[]).unwrap());
+        for (rank, size, named) in [
+            ("1", "4", "SLURM_PROCID=2 and PMI_RANK=1 contradict"),
+            ("2", "8", "SLURM_NTASKS=4 and PMI_SIZE=8 contradict"),
+            ("8", "8", "PMI_RANK=8 and PMI_SIZE=8 contradict"),
+            ("0", "0", "PMI_RANK=0 and PMI_SIZE=0 contradict"),
+        ] {
+            let error = discover(&pmi(rank, size)).unwrap_err().to_string();
+            assert!(error.starts_with(named), "{error}");
+        }
+        let error = under_rocectl(&pmi("1", "4")).unwrap_err().to_string();
+        assert!(error.starts_with("ROCE_SIZE=3 and PMI_SIZE=4 contradict"), "{error}");
+        let error = discover(&[("PMI_RANK", Some("2"))]).unwrap_err().to_string();
+        assert!(error.contains("PMI_RANK=2 is set, but PMI_SIZE is not"), "{error}");
+        let both = |name: &str| {
+            let step = ["0", "2", "0", "0", "here", "2"];
+            let rocectl = OF_ROCECTL.iter().position(|known| *known == name).map(|i| step[i].to_owned());
+            rocectl.or_else(|| match name {
+                JOB | STEP | LOCAL_RANK | NODE_INDEX => Some("0".to_owned()),
+                RANK | STEP_SIZE | SIZE | TASKS => Some(if name == RANK { "1" } else { "2" }.to_owned()),
+                NODES => Some("here".to_owned()),
+                _ => None,
+            })
+        };
+        let error = Identity::from_variables(both, "host").unwrap_err().to_string();
+        assert!(error.starts_with("SLURM_PROCID=1 and ROCE_RANK=0 contradict"), "{error}");
+    }
+
     proptest! {
         #[test]
-        fn no_environment_makes_it_panic(values in proptest::collection::vec(proptest::option::of(".{0,12}"), 9)) {
-            let names = [JOB, STEP, RANK, SIZE, LOCAL_RANK, NODE_INDEX, NODES, TASKS, STEP_SIZE];
+        fn no_environment_makes_it_panic(values in proptest::collection::vec(proptest::option::of("[0-9]{1,2}|.{0,12}"), 18)) {
+            let slurm = [JOB, STEP, RANK, SIZE, LOCAL_RANK, NODE_INDEX, NODES, TASKS, STEP_SIZE];
+            let names = [&slurm[..], &OF_ROCECTL, &["PMI_RANK", "PMI_SIZE", "PMI_FD"]].concat();
             let variable = |name: &str| names.iter().position(|known| *known == name).and_then(|i| values[i].clone());
-            let _ = Identity::from_variables(variable, "host");
+            if let Ok(identity) = Identity::from_variables(variable, "host") {
+                prop_assert!(identity.rank < identity.size && !identity.nodes.is_empty());
+                prop_assert!(identity.local_rank < identity.nodes[identity.node_index as usize].tasks);
+            }
+        }
+
+        #[test]
+        fn every_rank_of_every_layout_knows_its_place(
+            counts in proptest::collection::vec(1u32..5, 1..20), any in any::<proptest::sample::Index>(),
+        ) {
+            let node = any.index(counts.len());
+            let size: u32 = counts.iter().sum();
+            let before: u32 = counts[..node].iter().sum();
+            let tasks = counts.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
+            let (rank, size, last) = (before.to_string(), size.to_string(), counts.len() + 7);
+            let identity = discover(&[
+                (RANK, Some(&rank)), (SIZE, Some(&size)), (STEP_SIZE, Some(&size)), (TASKS, Some(&tasks)),
+                (NODE_INDEX, Some(&node.to_string())), (NODES, Some(&format!("r1n[008-{last:03}]"))),
+            ]).unwrap();
+            prop_assert_eq!(identity.node_name(), format!("r1n{:03}", node + 8));
+            prop_assert_eq!(identity.nodes.iter().map(|node| node.tasks).collect::<Vec<_>>(), counts);
         }
     }
 }

@@ -8,18 +8,19 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// Some variables of a Slurm step are set and others are not.
-    #[error(
-        "this looks like a Slurm step, since {present} is set, but {missing} is not: start the program with srun, or unset the \
-         SLURM_ variables to run it alone"
-    )]
+    /// Some variables of a launcher are set and others are not.
+    #[error("this looks like {launcher}, since {present} is set, but {missing} is not: {advice}")]
     HalfSet {
-        /// A variable that is set.
-        present: &'static str,
+        /// Whose variables they are, as in `a Slurm step`.
+        launcher: &'static str,
+        /// A variable that is set, with its value.
+        present: String,
         /// The one that is missing.
         missing: &'static str,
+        /// What to do.
+        advice: &'static str,
     },
-    /// A variable does not have the form that Slurm gives it.
+    /// A variable does not have the form that its launcher gives it.
     #[error("{variable}={value:?} is not {expected}")]
     Variable {
         /// Its name.
@@ -30,7 +31,9 @@ pub enum Error {
         expected: String,
     },
     /// Two variables contradict each other.
-    #[error("{first} and {second} contradict each other: {why}; were they changed after srun set them?")]
+    #[error(
+        "{first} and {second} contradict each other: {why}; unset those that are not of the launcher that started this rank"
+    )]
     Contradiction {
         /// One variable with its value.
         first: String,
@@ -45,6 +48,12 @@ pub enum Error {
          and pass srun a --roce option, or set it before srun: export SLURM_ROCE_SECRET=$(openssl rand -hex 32)"
     )]
     NoSecret,
+    /// The secret was taken before.
+    #[error(
+        "SLURM_ROCE_SECRET is gone: this process has joined its step before, and the secret is taken out of the environment then; \
+         join once, and keep what that returned"
+    )]
+    SecretTaken,
     /// The secret is not one. Its value is not shown.
     #[error(
         "SLURM_ROCE_SECRET must be 64 hexadecimal digits; it has {length} characters: export SLURM_ROCE_SECRET=$(openssl rand -hex 32)"

@@ -1,15 +1,14 @@
 //! Who am I, who are the others: rank discovery and authenticated address exchange. It needs no RDMA.
 //!
-//! [`Identity`] tells rank, size and nodes from the environment that Slurm gives a task. [`Bootstrap::join`]
-//! lets the ranks of a step find each other over TCP and then offers [`all_gather`](Bootstrap::all_gather)
-//! and [`barrier`](Bootstrap::barrier).
+//! [`Bootstrap::init`] tells rank, size and nodes from the environment that srun or `rocectl run` gives a task
+//! ([`Identity`]), lets the ranks find each other over TCP ([`Bootstrap::join`]), and then offers
+//! [`all_gather`](Bootstrap::all_gather) and [`barrier`](Bootstrap::barrier).
 //!
 //! ```
 //! # fn main() -> Result<(), roce_bootstrap::Error> {
-//! use roce_bootstrap::{Bootstrap, Identity, Options};
+//! use roce_bootstrap::{Bootstrap, Options};
 //!
-//! let identity = Identity::discover()?; // alone outside a Slurm step
-//! let mut exchange = Bootstrap::join(identity, None, &Options::default())?;
+//! let mut exchange = Bootstrap::init(&Options::default())?; // alone where no launcher started it
 //! let everyone = exchange.all_gather(b"my address")?;
 //! assert_eq!(everyone[exchange.identity().rank as usize], b"my address");
 //! # Ok(()) }
@@ -27,6 +26,9 @@
 //! who connects and stays silent costs one thread for [`Options::handshake`]. Payloads are authenticated, not
 //! encrypted: whoever can read the network can read them.
 //!
+//! The secret is taken out of the environment when it is read ([`Secret::take_from_environment`]), so that the
+//! programs a rank starts don't have it, and overwritten in memory when the ranks have met.
+//!
 //! # Waiting
 //! Every wait ends: joining after [`Options::join`], a collective after [`Options::collective`]. A rank whose
 //! process ends is noticed at once by its closed connection, and rank 0 tells the others.
@@ -35,16 +37,21 @@ mod authentication;
 mod bootstrap;
 mod channel;
 mod discovery;
+mod environment;
 mod error;
 mod frame;
 mod hostlist;
 mod message;
+mod pmi_variables;
 mod resolve;
+mod run;
 mod secret;
 mod star;
+mod step;
 
 pub use bootstrap::{Bootstrap, Member, Options};
 pub use discovery::{Identity, Launch, Node};
 pub use error::{Error, Result};
 pub use hostlist::expand_hostlist;
+pub use run::{FOREIGN_VARIABLES, LOCAL_RANK_VARIABLE, LOCAL_SIZE_VARIABLE, LocalRun};
 pub use secret::{SECRET_VARIABLE, Secret};

@@ -3,15 +3,20 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::RangeInclusive;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use zeroize::Zeroizing;
 
+use crate::environment;
 use crate::error::{Error, Result};
 
 /// The variable that carries it, made by the plugin in srun: 64 hexadecimal digits.
 pub const SECRET_VARIABLE: &str = "SLURM_ROCE_SECRET";
+
+/// Whether this process has taken it out of its environment.
+static TAKEN: AtomicBool = AtomicBool::new(false);
 
 /// How many ports rank 0 may try.
 const CANDIDATES: u32 = 16;
@@ -27,13 +32,30 @@ impl Secret {
         Self(Zeroizing::new(bytes))
     }
 
-    /// Reads `SLURM_ROCE_SECRET`, `None` where it is not set.
+    /// 32 fresh bytes from the operating system.
     ///
     /// # Errors
-    /// [`Error::BadSecret`], which does not show the value.
-    pub fn from_environment() -> Result<Option<Self>> {
-        let Some(value) = std::env::var_os(SECRET_VARIABLE) else { return Ok(None) };
-        let text = Zeroizing::new(value.into_encoded_bytes());
+    /// [`Error::Random`].
+    pub fn random() -> Result<Self> {
+        let mut secret = Self::new([0; 32]);
+        getrandom::fill(&mut *secret.0).map_err(|error| Error::Random(error.to_string()))?;
+        Ok(secret)
+    }
+
+    /// Takes `SLURM_ROCE_SECRET` out of the environment; `None` where it is not set, or empty.
+    ///
+    /// Its bytes are overwritten where they were, so that `/proc/PID/environ` does not show them any more. The variable is
+    /// unset if this process has one thread; with more it stays, empty, since unsetting it could disturb a thread
+    /// that reads the environment. Either way children inherit no secret. Call it, or [`Bootstrap::init`](crate::Bootstrap::init)
+    /// which does, before the program starts others that should not have it.
+    ///
+    /// # Errors
+    /// [`Error::BadSecret`], which does not show the value; [`Error::SecretTaken`] if this process took it before.
+    pub fn take_from_environment() -> Result<Option<Self>> {
+        let Some(text) = environment::take(SECRET_VARIABLE) else {
+            return if TAKEN.load(Ordering::Relaxed) { Err(Error::SecretTaken) } else { Ok(None) };
+        };
+        TAKEN.store(true, Ordering::Relaxed);
         Self::from_hex(&text).map(Some)
     }
 
@@ -52,6 +74,16 @@ impl Secret {
             *byte = digit(pair[0]).ok_or_else(bad)? << 4 | digit(pair[1]).ok_or_else(bad)?;
         }
         Ok(secret)
+    }
+
+    /// The 64 digits that [`from_hex`](Self::from_hex) reads, overwritten when dropped.
+    #[must_use]
+    pub fn to_hex(&self) -> Zeroizing<String> {
+        let mut digits = Zeroizing::new(String::with_capacity(64));
+        for half in self.0.iter().flat_map(|byte| [byte >> 4, byte & 15]) {
+            digits.extend(char::from_digit(u32::from(half), 16));
+        }
+        digits
     }
 
     pub(crate) fn bytes(&self) -> &[u8; 32] {
@@ -125,6 +157,8 @@ mod tests {
     fn hexadecimal_digits_are_read_strictly_and_never_shown() {
         let good = "00ff".repeat(16);
         assert_eq!(Secret::from_hex(good.as_bytes()).unwrap().bytes()[..2], [0, 255]);
+        assert_eq!(*Secret::from_hex(good.as_bytes()).unwrap().to_hex(), good);
+        assert_ne!(Secret::random().unwrap().bytes(), Secret::random().unwrap().bytes());
         for text in ["", "00", &"0g".repeat(32), &"0".repeat(65)] {
             let error = Secret::from_hex(text.as_bytes()).unwrap_err().to_string();
             assert!(error.contains(&format!("it has {} characters", text.len())), "{error}");

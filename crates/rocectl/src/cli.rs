@@ -11,7 +11,7 @@ use roce_types::CpuSet;
 /// See, plan and apply RoCE NIC pinning on this node
 ///
 /// What srun's --roce options do to the tasks of a step, rocectl shows beforehand (show, plan) and does without Slurm
-/// (env, exec).
+/// (env, exec, run).
 #[derive(Debug, Parser)]
 #[command(name = "rocectl", version, max_term_width = 110)]
 pub(crate) struct Cli {
@@ -36,6 +36,12 @@ pub(crate) enum Command {
     /// and the variables that tell the communication libraries. With Open MPI let rocectl do the pinning:
     /// mpirun --bind-to none rocectl exec -- ./app. CPUs that the launcher has bound a process to are never left.
     Exec(ExecArgs),
+    /// Start ranks of a program on this machine, without Slurm and MPI: rocectl run -n 4 ./app
+    ///
+    /// For programs that use roce-launcher. They find each other by the ROCE_ variables and a fresh secret in their
+    /// environment. Lines of their output are never mixed; their input is empty. When a rank fails or is killed the
+    /// others are ended, and its exit code is that of this command. Whatever ends this command ends the ranks.
+    Run(RunArgs),
     /// Write what can be known about this node into a file for --topology
     ///
     /// No host name, serial number or MAC address is in it. Unless --raw is given, GUIDs and IP addresses are replaced,
@@ -232,6 +238,19 @@ pub(crate) struct ExecArgs {
     pub(crate) command: Vec<OsString>,
     #[command(flatten)]
     pub(crate) roce: RoceArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    /// How many ranks
+    #[arg(short = 'n', long = "ranks", value_name = "N", value_parser = tasks())]
+    pub(crate) ranks: u32,
+    /// Begin each line with its rank
+    #[arg(long, short)]
+    pub(crate) label: bool,
+    /// The command and its arguments
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
+    pub(crate) command: Vec<OsString>,
 }
 
 #[derive(Debug, Args)]

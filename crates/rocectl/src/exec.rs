@@ -16,7 +16,7 @@ use crate::{complain, in_full};
 /// The command could not be started.
 #[derive(Debug)]
 pub(crate) struct NotStarted {
-    command: OsString,
+    pub(crate) command: OsString,
     pub(crate) source: io::Error,
 }
 

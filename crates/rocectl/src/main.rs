@@ -16,6 +16,7 @@ mod plan_json;
 mod rank;
 mod request;
 mod restore;
+mod run;
 mod show;
 mod show_json;
 mod source;
@@ -52,6 +53,10 @@ fn main() -> ExitCode {
         Command::Plan(arguments) => plan::run(&arguments),
         Command::Env(arguments) => env::run(&arguments),
         Command::Exec(arguments) => exec::run(&arguments),
+        Command::Run(arguments) => match run::run(&arguments) {
+            Ok(code) => return code,
+            Err(error) => Err(error),
+        },
         Command::Capture(arguments) => capture::run(&arguments),
         Command::Restore(arguments) => restore::run(&arguments),
         Command::Completions { shell } => manual::completions(shell),

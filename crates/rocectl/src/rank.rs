@@ -15,7 +15,9 @@ pub(crate) struct Rank {
 }
 
 /// What a launcher gives each process: local rank and local size.
-const LAUNCHERS: [(&str, &str); 5] = [
+const LAUNCHERS: [(&str, &str); 6] = [
+    // rocectl run
+    (roce_bootstrap::LOCAL_RANK_VARIABLE, roce_bootstrap::LOCAL_SIZE_VARIABLE),
     // Open MPI (mpirun, prterun)
     ("OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
     // Hydra: MPICH, Intel MPI

@@ -5,5 +5,6 @@ mod errors;
 mod picture;
 mod plan;
 mod restore;
+mod run;
 mod show;
 mod task;
