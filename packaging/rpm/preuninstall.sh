@@ -2,4 +2,6 @@
 fragment=/etc/slurm/plugstack.conf.d/roce.conf
 if [ "$1" = 0 ] && [ -e "$fragment" ]; then
     mv "$fragment" "$fragment.disabled"
+    # Who has read the line a moment ago is about to load the file.
+    sleep 2
 fi

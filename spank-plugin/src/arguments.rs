@@ -32,6 +32,9 @@ pub(crate) enum ArgumentError {
     Relative { name: &'static str, value: String },
     #[error("plugstack.conf: {0}= is given twice")]
     Twice(&'static str),
+    // Since 22.05 Slurm itself refuses a plugin that doesn't know it.
+    #[error("plugstack.conf: this plugin is for Slurm 20.11 to 26.05, and this is another one")]
+    UnknownSlurm,
 }
 
 /// A site file that can't be used.

@@ -17,7 +17,7 @@ const SPARE: usize = 48;
 #[derive(Debug, Default)]
 pub(crate) struct Environment {
     before: BTreeMap<String, OsString>,
-    /// Variables that hold blanks, or what stood in place of them.
+    /// Variables that were set for all tasks: to blanks, or to what they are likely to be.
     reserved: Vec<String>,
 }
 
@@ -39,19 +39,22 @@ impl Environment {
         roce_plan::changes(exports, &|name| Some(self.before.get(name)?.to_string_lossy().into_owned()))
     }
 
-    /// Makes room for values like these. In slurmstepd, before the fork.
+    /// Makes room for values like these, and sets what is the same in all examples, for then it is likely to be
+    /// the same in all tasks. In slurmstepd, before the fork.
     pub(crate) fn reserve(&mut self, spank: &Spank<'_>, examples: Vec<Vec<Export>>) -> Result<(), Failure> {
-        let mut room = BTreeMap::new();
+        let count = examples.len();
+        let mut values: BTreeMap<String, Vec<String>> = BTreeMap::new();
         for (name, value) in examples.into_iter().flat_map(|exports| self.changes(exports)) {
             if let Some(value) = value {
-                let known = room.entry(name).or_insert(0);
-                *known = value.len().max(*known);
+                values.entry(name).or_default().push(value);
             }
         }
-        for (name, room) in room {
+        for (name, values) in values {
+            let is_common = values.len() == count && values.iter().all(|value| *value == values[0]);
+            let room = values.iter().map(String::len).max().unwrap_or_default() + SPARE;
+            let value = if is_common { values[0].clone() } else { " ".repeat(room) };
             self.reserved.push(name);
-            let name = &self.reserved[self.reserved.len() - 1];
-            spank.setenv(name, &" ".repeat(room + SPARE))?;
+            spank.setenv(&self.reserved[self.reserved.len() - 1], &value)?;
         }
         Ok(())
     }

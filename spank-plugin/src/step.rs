@@ -136,16 +136,17 @@ fn facts(state: &mut State, spank: &Spank<'_>, site: Site, request: &Request) ->
     Ok(Facts { site, verbose, sysfs, node, draft, table, cpus_per_task, settled_by, warning: None })
 }
 
-/// What tasks might export: with all NICs, which makes the longest lists, and with one.
+/// What tasks might export: with all CPUs and NICs, which makes the longest lists, and with one of each.
 fn examples(node: &Node, draft: &Draft, site: &Site) -> Vec<Vec<Export>> {
-    let task = Task { local_rank: 0, cpus: node.cpus.clone(), cpus_needed: 1, gpus: Vec::new() };
     let all: Vec<usize> = (0..draft.nics().len()).collect();
-    let exports = |nics: &[usize]| {
+    let one_cpu: CpuSet = node.cpus.iter().take(1).collect();
+    let exports = |(cpus, nics): (&CpuSet, &[usize])| {
+        let task = Task { local_rank: 0, cpus: cpus.clone(), cpus_needed: 1, gpus: Vec::new() };
         // Without a row there is no room made, and the tasks ask Slurm for it.
         let row = draft.row(node, &task, nics).ok()?;
         Some(roce_plan::exports(&draft.clone().finish(vec![row]), 0, site))
     };
-    [all.as_slice(), &all[..1]].into_iter().filter_map(exports).collect()
+    [(&node.cpus, all.as_slice()), (&one_cpu, &all[..1])].into_iter().filter_map(exports).collect()
 }
 
 /// In the task, still root: sets the memlock limit, for RDMA registers memory by locking it.
@@ -210,10 +211,17 @@ fn task_and_cpus(spank: &Spank<'_>) -> Result<(u32, CpuSet), String> {
 /// In the task, as the user, after Slurm's own binding.
 pub(crate) fn task_init(spank: &Spank<'_>, _: &[&CStr]) -> Verdict {
     let mut state = state();
-    // This is the task's own copy of the state, and nothing comes after.
-    let Some(step) = state.step.take() else { return Verdict::Continue };
+    let State { step, environment, .. } = &mut *state;
+    // Used where it is and never dropped: the fork has left its pages shared, and to free something is to copy
+    // its page. The task's exec ends all of it.
+    let Some(step) = step else { return Verdict::Continue };
+    let on_failure = step.on_failure;
     let is_verbose = step.facts.as_ref().is_ok_and(|facts| facts.verbose);
-    match step.facts.and_then(|facts| place(spank, facts, &state.environment)) {
+    let placed = match &mut step.facts {
+        Ok(facts) => place(spank, facts, environment),
+        Err(error) => Err(error.clone()),
+    };
+    match placed {
         Ok(mut lines) => {
             if spank.task_id() == Ok(0) {
                 lines.extend(node_wide::lines(&state, is_verbose));
@@ -221,12 +229,12 @@ pub(crate) fn task_init(spank: &Spank<'_>, _: &[&CStr]) -> Verdict {
             lines.iter().for_each(|line| report::to_task(spank, line));
             Verdict::Continue
         }
-        Err(error) => give_up(spank, &state.environment, &error, step.on_failure),
+        Err(error) => give_up(spank, environment, &error, on_failure),
     }
 }
 
 /// Carries out the task's own row of the plan. Gives what to say.
-fn place(spank: &Spank<'_>, facts: Facts, environment: &Environment) -> Result<Vec<String>, String> {
+fn place(spank: &Spank<'_>, facts: &mut Facts, environment: &Environment) -> Result<Vec<String>, String> {
     let local_rank = spank.task_id().map_err(|error| error.to_string())?;
     let cpus = roce_bind::affinity(0);
     let cpus = cpus.map_err(|error| format!("can't read this task's own CPU mask: {error}"))?;
@@ -241,13 +249,13 @@ fn place(spank: &Spank<'_>, facts: Facts, environment: &Environment) -> Result<V
         SettledBy::Tasks => facts.by_tasks(&own)?,
     };
     let row = facts.draft.row(&facts.node, &facts.task(&own), &nics).map_err(|error| error.to_string())?;
-    let plan = facts.draft.finish(vec![row]);
-    let exports = roce_plan::exports(&plan, local_rank, &facts.site);
+    let plan = facts.draft.add(row);
+    let exports = roce_plan::exports(plan, local_rank, &facts.site);
     let applied = apply::apply(spank, &plan.tasks[0], &own.cpus, environment, exports);
     let notes = applied.map_err(|error| error.to_string())?;
     // The same for all tasks of the node: one of them says it.
     let of_class = plan.class.iter().flat_map(|class| &class.warnings).map(|text| format!("warning: {text}"));
-    let of_all = facts.warning.into_iter().chain(of_class).filter(|_| local_rank == 0);
+    let of_all = facts.warning.iter().cloned().chain(of_class).filter(|_| local_rank == 0);
     let mut lines: Vec<String> = of_all.chain(warning.map(|text| format!("warning: {text}"))).collect();
     if facts.verbose {
         lines.extend(plan.describe(local_rank));

@@ -11,7 +11,7 @@ use roce_plan::{Options, RoceOption, Site, Source};
 use roce_spank::{Context, OptionSpec, Spank, Verdict, inherited_option_variable};
 
 use crate::abi::PLUGIN_NAME;
-use crate::arguments::Arguments;
+use crate::arguments::{ArgumentError, Arguments};
 use crate::state::{State, state};
 use crate::{components, node_wide, os, report};
 
@@ -20,7 +20,8 @@ pub(crate) const SECRET: &str = "SLURM_ROCE_SECRET";
 
 /// Reads plugstack.conf's arguments and registers the options, in every program that knows options.
 pub(crate) fn init(spank: &Spank<'_>, arguments: &[&CStr]) -> Verdict {
-    let arguments = Arguments::parse(arguments);
+    let known = roce_spank::release().ok_or(ArgumentError::UnknownSlurm);
+    let arguments = known.and_then(|_| Arguments::parse(arguments));
     let mut verdict = Verdict::Continue;
     if let Err(error) = &arguments {
         let report = if submitting(spank) { report::error } else { report::log };

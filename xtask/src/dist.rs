@@ -3,6 +3,7 @@
 //! Tests run these very files. Each is looked into before it gets its name there: see [`check`].
 
 mod check;
+mod stubs;
 mod zigbuild;
 
 pub(crate) use zigbuild::Zigbuild;
@@ -51,11 +52,23 @@ pub(crate) fn rocectl_or_given(
 /// rocectl reads.
 pub(crate) fn plugin(tool: &Zigbuild, progress: &Progress, interrupt: &Interrupt) -> Result<PathBuf> {
     let step = progress.step("building spank_roce.so for glibc 2.28");
-    let built = build(tool, "spank-roce", "libspank_roce.so", interrupt)?;
+    let built = without_stubs(&build(tool, "spank-roce", "libspank_roce.so", interrupt)?)?;
     check::plugin(&built)?;
     let file = place(&built, &folder(), "spank_roce.so")?;
     step.done(&size(&file)?);
     Ok(file)
+}
+
+/// The plugin without what it doesn't really need, beside what cargo built.
+fn without_stubs(built: &Path) -> Result<PathBuf> {
+    let path = built.with_file_name("spank_roce.so");
+    let write = || {
+        let mut bytes = fs::read(built)?;
+        stubs::drop_stubs(&mut bytes)?;
+        anyhow::Ok(fs::write(&path, bytes)?)
+    };
+    write().with_context(|| format!("making {} of {}", path.display(), built.display()))?;
+    Ok(path)
 }
 
 /// rocectl as it is released.

@@ -240,6 +240,12 @@ impl Draft {
         })
     }
 
+    /// The plan as far as it is known, with one row more.
+    pub fn add(&mut self, row: TaskPlan) -> &Plan {
+        self.plan.tasks.push(row);
+        &self.plan
+    }
+
     /// The plan, with these rows.
     #[must_use]
     pub fn finish(self, tasks: Vec<TaskPlan>) -> Plan {

@@ -225,11 +225,14 @@ impl<'hook> Spank<'hook> {
             if value.len() > old.len() || value.contains(&0) {
                 return;
             }
-            let (written, rest) = old.split_at_mut(value.len());
-            written.copy_from_slice(value);
-            // Where the old value was longer, the new one ends here; else Slurm's own zero follows.
-            if let Some(end) = rest.first_mut() {
-                *end = 0;
+            // What is right already is not written: after the fork, that would copy its page.
+            if value != old {
+                let (written, rest) = old.split_at_mut(value.len());
+                written.copy_from_slice(value);
+                // Where the old value was longer, the new one ends here; else Slurm's own zero follows.
+                if let Some(end) = rest.first_mut() {
+                    *end = 0;
+                }
             }
             left.remove(found);
         })?;

@@ -100,6 +100,23 @@ fn nic(root: &Path, n: usize) -> Result<()> {
     Ok(())
 }
 
+/// Adds the files below a folder to `all`, without following links.
+///
+/// # Errors
+/// If a folder can't be read.
+pub fn list(folder: &Path, all: &mut Vec<PathBuf>) -> Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            list(&entry.path(), all)?;
+        } else if kind.is_file() {
+            all.push(entry.path());
+        }
+    }
+    Ok(())
+}
+
 fn write(root: &Path, path: &str, text: &str) -> Result<()> {
     let path = root.join(path);
     if let Some(folder) = path.parent() {

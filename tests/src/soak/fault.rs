@@ -85,7 +85,7 @@ impl<'a> Field<'a> {
         let root = cluster.path("soaked");
         sysfs::write_two_nics(&root)?;
         let mut files = Vec::new();
-        list(&root, &mut files)?;
+        sysfs::list(&root, &mut files)?;
         // Whatever order the folder has, a seed means the same files.
         files.sort();
         for file in node_wide_files(&root) {
@@ -257,17 +257,3 @@ fn ignore_absent(result: io::Result<()>) -> io::Result<()> {
 
 const ENOENT: i32 = nix::errno::Errno::ENOENT as i32;
 const ESRCH: i32 = nix::errno::Errno::ESRCH as i32;
-
-/// The files below a folder, without following links.
-fn list(folder: &Path, all: &mut Vec<PathBuf>) -> Result<()> {
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        let kind = entry.file_type()?;
-        if kind.is_dir() {
-            list(&entry.path(), all)?;
-        } else if kind.is_file() {
-            all.push(entry.path());
-        }
-    }
-    Ok(())
-}

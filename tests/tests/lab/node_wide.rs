@@ -25,6 +25,9 @@ const BANDWIDTH: &str = "cd /lab/out; run=\"ib_write_bw -R -F -s 4096 -n 200\"; 
     if [ $SLURM_PROCID = 0 ]; then $run & until rdma resource show cm_id | grep -q LISTEN; do sleep 0.2; done; \
     touch listening; wait $!; else until [ -e listening ]; do sleep 0.2; done; $run 10.0.0.1; fi";
 
+/// The queue pair of every node's connection management.
+const MANAGEMENT: u32 = 1;
+
 fn unmarked(lab: &Lab) -> Result<(), Failed> {
     let cluster = lab.cluster()?;
     let (packets, _) = step(&cluster)?;
@@ -111,7 +114,22 @@ fn step(cluster: &Cluster) -> Result<(Vec<Packet>, String), Failed> {
 }
 
 /// Everything that was sent, connection management too, has this class; and both sides sent something.
+///
+/// But for the kernel's answer to the end of a connection that it has forgotten already, as when both sides end theirs
+/// at once: it answers with what it takes from the packet, and rxe takes no class from an IPv4 header. One such answer a
+/// side is left out.
 fn judge(packets: &[Packet], dscp: u8) -> Result<(), Failed> {
+    let mut forgotten = BTreeSet::new();
+    let is_answer = |packet: &Packet| {
+        packet.dscp == 0
+            && packet.transport.as_ref().is_some_and(|transport| transport.destination_qp == MANAGEMENT)
+    };
+    let packets: Vec<Packet> = packets
+        .iter()
+        .filter(|packet| !(is_answer(packet) && forgotten.insert(packet.from.clone())))
+        .cloned()
+        .collect();
+    let packets = packets.as_slice();
     let table = Table::of(packets);
     let directions: BTreeSet<_> = packets.iter().map(|packet| (&packet.from, &packet.to)).collect();
     ensure(directions.len() == 2, || format!("not two directions:\n{table}"))?;

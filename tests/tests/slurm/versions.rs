@@ -39,8 +39,11 @@ fn unknown_release(cluster: &Cluster) -> Result<()> {
             let reason = ran.stderr.lines().find(|line| line.contains(&path) && line.contains("ncompatible"));
             ensure!(ran.status == 1 && reason.is_some() && ran.own_lines().is_empty(), "{ran}");
         } else {
-            // Before 22.05 nobody looks at a SPANK plugin's version.
-            ensure!(!ran.stderr.contains("ncompatible"), "{ran}");
+            // Before 22.05 Slurm doesn't look at a SPANK plugin's version: it has to say so itself.
+            let line = format!(
+                "{command}: error: spank_roce: plugstack.conf: this plugin is for Slurm 20.11 to 26.05, and this is ..."
+            );
+            ran.failed_with(&line)?;
         }
     }
     // Back with the release that it knows.

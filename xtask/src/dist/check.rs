@@ -3,7 +3,7 @@
 //! It is loaded into programs that others built: srun, sbatch, salloc, slurmd, slurmstepd of ten releases, with any glibc
 //! since [`GLIBC`]. rustc links it so that every symbol is looked up at once: one that a host lacks ends the load.
 
-use super::zigbuild::GLIBC;
+use super::{stubs::STUBS, zigbuild::GLIBC};
 use anyhow::{Context, Result, bail};
 use object::{
     ImportFlags, Object,
@@ -38,6 +38,10 @@ const LIBRARIES: [&str; 7] = [
     "ld-linux-aarch64.so.1",
 ];
 
+/// From glibc's stubs, which the plugin doesn't name: whoever loads it has them, see [`super::stubs`].
+const ANYBODYS: [&str; 5] =
+    ["dladdr", "dlsym", "pthread_rwlock_rdlock", "pthread_rwlock_unlock", "pthread_rwlock_wrlock"];
+
 /// The source file that breaks the plugin on demand; each panic in it puts its path into the file.
 const FAULT_INJECTION: &[u8] = b"spank-plugin/src/fault";
 
@@ -47,7 +51,7 @@ pub(crate) fn plugin(path: &Path) -> Result<()> {
     let mut faults = Vec::new();
     let elf = ElfFile64::<object::Endianness>::parse(&*bytes)
         .with_context(|| format!("{} is no ELF file", path.display()))?;
-    host(&elf, &mut faults)?;
+    host(&elf, true, &mut faults)?;
     exports(&elf, &mut faults)?;
     if breaks_on_demand(&bytes) {
         faults.push("it was built with the feature fault-injection".into());
@@ -66,7 +70,7 @@ pub(crate) fn program(path: &Path) -> Result<()> {
     let mut faults = Vec::new();
     let elf = ElfFile64::<object::Endianness>::parse(&*bytes)
         .with_context(|| format!("{} is no ELF file", path.display()))?;
-    host(&elf, &mut faults)?;
+    host(&elf, false, &mut faults)?;
     refuse(path, &faults)
 }
 
@@ -94,7 +98,7 @@ fn exports(elf: &ElfFile64<'_>, faults: &mut Vec<String>) -> Result<()> {
 }
 
 /// What the machine and the program that loads it must have, and what would be a hole in a process that is root's.
-fn host(elf: &ElfFile64<'_>, faults: &mut Vec<String>) -> Result<()> {
+fn host(elf: &ElfFile64<'_>, is_plugin: bool, faults: &mut Vec<String>) -> Result<()> {
     for import in elf.imports()? {
         let import = import?;
         let name = text(import.name().name());
@@ -107,6 +111,7 @@ fn host(elf: &ElfFile64<'_>, faults: &mut Vec<String>) -> Result<()> {
             }
             // Weak: absent is fine, the code looks before it calls.
             None if import.is_weak() => {}
+            None if ANYBODYS.contains(&name.as_str()) => {}
             None => faults.push(format!("it needs {name}, which is not glibc's")),
         }
     }
@@ -117,6 +122,11 @@ fn host(elf: &ElfFile64<'_>, faults: &mut Vec<String>) -> Result<()> {
                 let library = text(Some(dynamic.string(entry)?));
                 if !LIBRARIES.contains(&library.as_str()) {
                     faults.push(format!("it needs {library}, which a node may lack"));
+                }
+                if is_plugin && STUBS.contains(&library.as_str()) {
+                    faults.push(format!(
+                        "it needs {library}, which costs every load more than the plugin itself"
+                    ));
                 }
             }
             DT_RPATH | DT_RUNPATH => {

@@ -2,9 +2,9 @@
 //! in the plugin itself.
 
 use std::fs;
-use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
+use roce_cluster::sysfs;
 use roce_plugin_host::plugin::{Plugin, fail_io};
 use roce_plugin_host::process::apart;
 use roce_plugin_host::step::{Outcome, Step, play};
@@ -81,7 +81,7 @@ fn c_library(machine: &Machine) -> Result<()> {
 
 fn files(machine: &Machine) -> Result<()> {
     let mut all = Vec::new();
-    list(&machine.root().join("sys"), &mut all)?;
+    sysfs::list(&machine.root().join("sys"), &mut all)?;
     ensure!(all.len() > 20, "{all:?}");
     let mut unplaced = 0;
     for path in all {
@@ -101,20 +101,6 @@ fn files(machine: &Machine) -> Result<()> {
         }
     }
     ensure!(unplaced > 0, "no task missed a file");
-    Ok(())
-}
-
-/// The files below a folder, without following links.
-fn list(folder: &Path, all: &mut Vec<PathBuf>) -> Result<()> {
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        let kind = entry.file_type()?;
-        if kind.is_dir() {
-            list(&entry.path(), all)?;
-        } else if kind.is_file() {
-            all.push(entry.path());
-        }
-    }
     Ok(())
 }
 
