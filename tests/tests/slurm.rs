@@ -24,6 +24,8 @@ mod options;
 mod packages;
 #[path = "slurm/placement.rs"]
 mod placement;
+#[path = "slurm/ranks.rs"]
+mod ranks;
 #[path = "slurm/security.rs"]
 mod security;
 #[path = "slurm/soak.rs"]
@@ -48,6 +50,15 @@ use crate::cluster::Cluster;
 type Test = fn(&Cluster) -> anyhow::Result<()>;
 
 fn main() -> ExitCode {
+    if std::env::args().nth(1).as_deref() == Some("rank") {
+        return match ranks::rank() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("{error:#}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     let mut arguments = Arguments::from_args();
     // One cluster, whose plugstack.conf each test writes.
     arguments.test_threads = Some(1);
@@ -64,6 +75,7 @@ fn main() -> ExitCode {
         ("steps", steps::TESTS),
         ("gpus", gpus::TESTS),
         ("heterogeneous", heterogeneous::TESTS),
+        ("ranks", ranks::TESTS),
         ("soak", soak::tests()),
     ];
     // Only where there are packages, and a root to install them into.

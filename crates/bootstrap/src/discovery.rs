@@ -3,7 +3,7 @@
 use std::fs;
 
 use crate::error::Result;
-use crate::pmi_variables::{self, PmiVariables};
+use crate::pmi::{self, PmiVariables};
 use crate::step::{Names, contradiction, parse_number};
 
 /// One node of the step.
@@ -29,6 +29,8 @@ pub enum Launch {
     },
     /// `rocectl run`.
     Rocectl,
+    /// A launcher that speaks PMI alone: `mpiexec.hydra`.
+    Pmi,
 }
 
 /// Who this process is among the ranks of its step.
@@ -85,41 +87,65 @@ pub(crate) const ROCECTL: Names = Names {
     nodes: "ROCE_NODES",
     tasks: "ROCE_TASKS_PER_NODE",
 };
+/// Hydra sets it, and nobody else.
+const OF_HYDRA: &str = "MPI_LOCALRANKID";
 const OF_ROCECTL: [&str; 6] =
     [ROCECTL.rank, ROCECTL.size, ROCECTL.local_rank, ROCECTL.node_index, ROCECTL.nodes, ROCECTL.tasks];
 
-impl Identity {
-    /// Reads this process's environment: the variables of srun or of `rocectl run`. Without any of them (also in a
-    /// batch script and in salloc's shell) the answer is one rank, alone.
-    ///
-    /// # Errors
-    /// [`Error::HalfSet`], [`Error::Variable`] or [`Error::Contradiction`], each naming the variables and their values;
-    /// two launchers that contradict each other are one, too.
-    pub fn discover() -> Result<Self> {
+/// What the environment says of this process.
+#[derive(Debug)]
+pub(crate) struct Discovery {
+    /// Who it is; `None` where only the PMI launcher can tell.
+    pub(crate) identity: Option<Identity>,
+    /// What a PMI launcher says, who can be asked for more.
+    pub(crate) pmi: Option<PmiVariables>,
+    /// This node's name, as the kernel has it.
+    pub(crate) host: String,
+}
+
+impl Discovery {
+    /// Reads this process's environment.
+    pub(crate) fn of_this_process() -> Result<Self> {
         let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_else(|_| "localhost".to_owned());
         let variable = |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
-        Self::from_variables(variable, host.trim())
+        Self::read(&variable, host.trim())
     }
 
-    /// The same from any set of variables; `host` is this node's name when nobody else tells one.
-    ///
-    /// # Errors
-    /// As [`discover`](Self::discover).
-    pub fn from_variables(variable: impl Fn(&str) -> Option<String>, host: &str) -> Result<Self> {
-        let variable = &variable;
-        let slurm = from_slurm(variable)?;
-        let rocectl = from_rocectl(variable)?;
+    /// The same from any set of variables.
+    pub(crate) fn read(variable: &dyn Fn(&str) -> Option<String>, host: &str) -> Result<Self> {
         let pmi = PmiVariables::read(variable)?;
+        let mut slurm = from_slurm(variable)?;
+        let rocectl = from_rocectl(variable)?;
         if let (Some(slurm), Some(rocectl)) = (&slurm, &rocectl) {
             agree((&SLURM, slurm), (ROCECTL.rank, rocectl.rank), (ROCECTL.size, rocectl.size))?;
         }
-        if let (Some(said), Some(pmi)) = (&slurm, &pmi) {
-            agree((&SLURM, said), (pmi_variables::RANK, pmi.rank), (pmi_variables::SIZE, pmi.size))?;
+        if let Some(pmi) = &pmi {
+            let (rank, size) = ((pmi::RANK, pmi.rank), (pmi::SIZE, pmi.size));
+            // Inside of Slurm, mpiexec.hydra starts a helper on each node as a step, whose variables reach every rank.
+            // Hydra's own variable tells it from srun --mpi=pmi2.
+            let helpers = |step: &Identity| step.nodes.iter().all(|node| node.tasks == 1);
+            if variable(OF_HYDRA).is_some() && slurm.as_ref().is_some_and(helpers) {
+                slurm = None;
+            }
+            for said in
+                [slurm.as_ref().map(|said| (&SLURM, said)), rocectl.as_ref().map(|said| (&ROCECTL, said))]
+            {
+                said.map_or(Ok(()), |said| agree(said, rank, size))?;
+            }
         }
-        if let (Some(said), Some(pmi)) = (&rocectl, &pmi) {
-            agree((&ROCECTL, said), (pmi_variables::RANK, pmi.rank), (pmi_variables::SIZE, pmi.size))?;
-        }
-        Ok(slurm.or(rocectl).unwrap_or_else(|| Self::alone(host)))
+        let identity = match (slurm.or(rocectl), &pmi) {
+            (None, Some(pmi)) if pmi.size > 1 => None,
+            (said, _) => Some(said.unwrap_or_else(|| Identity::alone(host))),
+        };
+        Ok(Self { identity, pmi, host: host.to_owned() })
+    }
+}
+
+impl Identity {
+    /// From variables that tell all of it.
+    #[cfg(test)]
+    pub(crate) fn from_variables(variable: impl Fn(&str) -> Option<String>, host: &str) -> Result<Self> {
+        Ok(Discovery::read(&variable, host)?.identity.expect("the variables tell who this is"))
     }
 
     fn of(place: crate::step::Place, launch: Launch) -> Self {
@@ -150,7 +176,7 @@ impl Identity {
     /// Job and step; zero where there is no Slurm: then nobody else has the secret.
     pub(crate) fn job_and_step(&self) -> (u32, u32) {
         match self.launch {
-            Launch::Alone | Launch::Rocectl => (0, 0),
+            Launch::Alone | Launch::Rocectl | Launch::Pmi => (0, 0),
             Launch::Slurm { job, step } => (job, step),
         }
     }
@@ -348,13 +374,42 @@ mod tests {
         assert!(error.starts_with("SLURM_PROCID=1 and ROCE_RANK=0 contradict"), "{error}");
     }
 
+    #[test]
+    fn hydra_inside_of_slurm_is_believed() {
+        let hydra = [
+            (SIZE, Some("2")),
+            (STEP_SIZE, Some("2")),
+            (RANK, Some("1")),
+            (TASKS, Some("1(x2)")),
+            ("PMI_RANK", Some("5")),
+            ("PMI_SIZE", Some("8")),
+            ("PMI_FD", Some("6")),
+        ];
+        let read = |changes: &[(&str, Option<&str>)]| {
+            let variable = |name: &str| {
+                let changed =
+                    changes.iter().find(|(changed, _)| *changed == name).and_then(|(_, value)| *value);
+                let step =
+                    [(JOB, "7"), (STEP, "0"), (LOCAL_RANK, "0"), (NODE_INDEX, "1"), (NODES, "vm[1-2]")];
+                changed
+                    .or_else(|| step.iter().find(|(known, _)| *known == name).map(|(_, value)| *value))
+                    .map(str::to_owned)
+            };
+            Discovery::read(&variable, "host")
+        };
+        let error = read(&hydra).unwrap_err().to_string();
+        assert!(error.starts_with("SLURM_NTASKS=2 and PMI_SIZE=8 contradict"), "{error}");
+        let read = read(&[&hydra[..], &[(OF_HYDRA, Some("1"))]].concat()).unwrap();
+        assert_eq!((read.identity, read.pmi.unwrap().rank), (None, 5));
+    }
+
     proptest! {
         #[test]
         fn no_environment_makes_it_panic(values in proptest::collection::vec(proptest::option::of("[0-9]{1,2}|.{0,12}"), 18)) {
             let slurm = [JOB, STEP, RANK, SIZE, LOCAL_RANK, NODE_INDEX, NODES, TASKS, STEP_SIZE];
             let names = [&slurm[..], &OF_ROCECTL, &["PMI_RANK", "PMI_SIZE", "PMI_FD"]].concat();
             let variable = |name: &str| names.iter().position(|known| *known == name).and_then(|i| values[i].clone());
-            if let Ok(identity) = Identity::from_variables(variable, "host") {
+            if let Ok(Discovery { identity: Some(identity), .. }) = Discovery::read(&variable, "host") {
                 prop_assert!(identity.rank < identity.size && !identity.nodes.is_empty());
                 prop_assert!(identity.local_rank < identity.nodes[identity.node_index as usize].tasks);
             }

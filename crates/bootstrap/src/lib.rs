@@ -1,6 +1,6 @@
 //! Who am I, who are the others: rank discovery and authenticated address exchange. It needs no RDMA.
 //!
-//! [`Bootstrap::init`] tells rank, size and nodes from the environment that srun or `rocectl run` gives a task
+//! [`Bootstrap::init`] tells rank, size and nodes from what srun, `mpiexec.hydra` or `rocectl run` gives a rank
 //! ([`Identity`]), lets the ranks find each other over TCP ([`Bootstrap::join`]), and then offers
 //! [`all_gather`](Bootstrap::all_gather) and [`barrier`](Bootstrap::barrier).
 //!
@@ -42,7 +42,7 @@ mod error;
 mod frame;
 mod hostlist;
 mod message;
-mod pmi_variables;
+mod pmi;
 mod resolve;
 mod run;
 mod secret;
