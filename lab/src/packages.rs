@@ -65,6 +65,7 @@ pub const PACKAGES: &[Package] = &[
     test("strace", "what slurmstepd asks of the kernel, for the tests of what it must never do"),
     test("rdma-core", "libibverbs and its providers, which the launcher loads at run time"),
     test("mpich", "mpiexec.hydra, a launcher that speaks PMI-1 and PMI-2 to ranks"),
+    test("openmpi-bin", "mpirun, a launcher that speaks PMIx to ranks; it brings libpmix"),
     test("valgrind", "memcheck, for the plugin in a pretend Slurm"),
     Package {
         name: "python3-venv",

@@ -8,7 +8,6 @@ use crate::channel::Channel;
 use crate::discovery::{Discovery, Identity};
 use crate::error::{Error, Result};
 use crate::message::{Collective, Message};
-use crate::pmi::{self, PmiVariables};
 use crate::secret::Secret;
 use crate::star::Star;
 
@@ -73,31 +72,16 @@ impl Bootstrap {
     /// starts threads or other programs ([`Secret::take_from_environment`] says why). Once per process.
     ///
     /// Who this process is say the variables of srun or of `rocectl run`, else the PMI socket that `mpiexec.hydra` left
-    /// open. The secret is that of the environment, else rank 0 makes one and hands it on over PMI (also
-    /// `srun --mpi=pmi2`). A process that no launcher started is one rank, alone; so is a batch script.
+    /// open, or mpirun's PMIx. The secret is that of the environment, else rank 0 makes one and hands it on over PMI or
+    /// PMIx (also `srun --mpi=pmi2` and `--mpi=pmix`). A process that no launcher started is one rank, alone; so is a batch script.
     ///
     /// # Errors
     /// [`Error::HalfSet`], [`Error::Variable`] or [`Error::Contradiction`], each naming the variables and their values:
-    /// two launchers that contradict each other are an error, too. [`Error::Pmi`] where the launcher doesn't answer. And as
+    /// two launchers that contradict each other are an error, too. [`Error::Pmi`] or [`Error::Pmix`] where the launcher doesn't answer. And as
     /// [`Secret::take_from_environment`] and [`join`](Self::join).
     pub fn init(options: &Options) -> Result<Self> {
         let deadline = Instant::now() + options.join;
-        let Discovery { identity, pmi, host } = Discovery::of_this_process()?;
-        let (identity, secret) = match identity {
-            // One rank alone meets nobody, so that a secret of another step is none of its business.
-            Some(identity) if identity.size == 1 => (identity, None),
-            identity => match (identity, Secret::take_from_environment()?, pmi) {
-                (Some(identity), Some(secret), _) => (identity, Some(secret)),
-                // Some launchers number ranks, and have no socket.
-                (Some(identity), None, None | Some(PmiVariables { fd: None, .. })) => (identity, None),
-                (identity, _, Some(pmi)) => {
-                    let (identity, secret) = pmi::introduce(&pmi, identity, &host, deadline)?;
-                    (identity, Some(secret))
-                }
-                // Without PMI somebody else has told who this is.
-                (None, secret, None) => (Identity::alone(&host), secret),
-            },
-        };
+        let (identity, secret) = Discovery::of_this_process()?.introduce(deadline)?;
         Self::join(identity, secret.as_ref(), options)
     }
 

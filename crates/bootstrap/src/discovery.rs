@@ -1,9 +1,12 @@
 //! Which rank is this process, of how many, on which node? Read from the variables that its launcher set.
 
 use std::fs;
+use std::time::Instant;
 
 use crate::error::Result;
 use crate::pmi::{self, PmiVariables};
+use crate::pmix::{self, PmixVariables};
+use crate::secret::Secret;
 use crate::step::{Names, contradiction, parse_number};
 
 /// One node of the step.
@@ -31,6 +34,8 @@ pub enum Launch {
     Rocectl,
     /// A launcher that speaks PMI alone: `mpiexec.hydra`.
     Pmi,
+    /// A launcher that speaks PMIx alone: `mpirun`, `prterun`.
+    Pmix,
 }
 
 /// Who this process is among the ranks of its step.
@@ -95,10 +100,12 @@ const OF_ROCECTL: [&str; 6] =
 /// What the environment says of this process.
 #[derive(Debug)]
 pub(crate) struct Discovery {
-    /// Who it is; `None` where only the PMI launcher can tell.
+    /// Who it is; `None` where only the PMI or PMIx launcher can tell.
     pub(crate) identity: Option<Identity>,
     /// What a PMI launcher says, who can be asked for more.
     pub(crate) pmi: Option<PmiVariables>,
+    /// The same of a PMIx launcher.
+    pub(crate) pmix: Option<PmixVariables>,
     /// This node's name, as the kernel has it.
     pub(crate) host: String,
 }
@@ -113,31 +120,71 @@ impl Discovery {
 
     /// The same from any set of variables.
     pub(crate) fn read(variable: &dyn Fn(&str) -> Option<String>, host: &str) -> Result<Self> {
-        let pmi = PmiVariables::read(variable)?;
+        let (mut pmi, mut pmix) = (PmiVariables::read(variable)?, PmixVariables::read(variable)?);
         let mut slurm = from_slurm(variable)?;
         let rocectl = from_rocectl(variable)?;
         if let (Some(slurm), Some(rocectl)) = (&slurm, &rocectl) {
-            agree((&SLURM, slurm), (ROCECTL.rank, rocectl.rank), (ROCECTL.size, rocectl.size))?;
+            agree((&SLURM, slurm), (ROCECTL.rank, rocectl.rank), (ROCECTL.size, Some(rocectl.size)))?;
         }
-        if let Some(pmi) = &pmi {
-            let (rank, size) = ((pmi::RANK, pmi.rank), (pmi::SIZE, pmi.size));
-            // Inside of Slurm, mpiexec.hydra starts a helper on each node as a step, whose variables reach every rank.
-            // Hydra's own variable tells it from srun --mpi=pmi2.
-            let helpers = |step: &Identity| step.nodes.iter().all(|node| node.tasks == 1);
-            if variable(OF_HYDRA).is_some() && slurm.as_ref().is_some_and(helpers) {
+        // Inside of Slurm, mpiexec.hydra and mpirun start a helper on each node as a step, whose variables reach every
+        // rank. Hydra's own variable tells it from srun --mpi=pmi2, the job's name mpirun from srun --mpi=pmix.
+        if slurm.as_ref().is_some_and(|step| step.nodes.iter().all(|node| node.tasks == 1)) {
+            if variable(OF_HYDRA).is_some() && pmi.is_some() {
+                slurm = None;
+                pmix = pmix.filter(|pmix| !pmix.is_slurms());
+            } else if pmix.as_ref().is_some_and(|pmix| !pmix.is_slurms()) {
+                let of_the_helper = |pmi: &PmiVariables| {
+                    slurm.as_ref().is_some_and(|step| (step.rank, step.size) == (pmi.rank, pmi.size))
+                };
+                pmi = pmi.filter(|pmi| !of_the_helper(pmi));
                 slurm = None;
             }
-            for said in
-                [slurm.as_ref().map(|said| (&SLURM, said)), rocectl.as_ref().map(|said| (&ROCECTL, said))]
-            {
-                said.map_or(Ok(()), |said| agree(said, rank, size))?;
+        }
+        for (names, said) in [(&SLURM, &slurm), (&ROCECTL, &rocectl)] {
+            let Some(said) = said else { continue };
+            if let Some(pmi) = &pmi {
+                agree((names, said), (pmi::RANK, pmi.rank), (pmi::SIZE, Some(pmi.size)))?;
+            }
+            if let Some(pmix) = &pmix {
+                agree((names, said), (pmix::RANK, pmix.rank), (pmix::MPIRUN_SIZE, pmix.size))?;
             }
         }
-        let identity = match (slurm.or(rocectl), &pmi) {
-            (None, Some(pmi)) if pmi.size > 1 => None,
-            (said, _) => Some(said.unwrap_or_else(|| Identity::alone(host))),
+        if let (Some(pmi), Some(pmix)) = (&pmi, &pmix) {
+            differ_never((pmi::SIZE, pmi.size), (pmix::MPIRUN_SIZE, pmix.size.unwrap_or(pmi.size)))?;
+            differ_never((pmi::RANK, pmi.rank), (pmix::RANK, pmix.rank))?;
+        }
+        let asked = |size: Option<u32>| size.is_none_or(|size| size > 1);
+        let must_ask = pmi.as_ref().is_some_and(|pmi| asked(Some(pmi.size)))
+            || pmix.as_ref().is_some_and(|pmix| asked(pmix.size));
+        let identity = match slurm.or(rocectl) {
+            None if must_ask => None,
+            said => Some(said.unwrap_or_else(|| Identity::alone(host))),
         };
-        Ok(Self { identity, pmi, host: host.to_owned() })
+        Ok(Self { identity, pmi, pmix, host: host.to_owned() })
+    }
+
+    /// Asks the launcher where the variables were not enough: returns who this is, and the secret that the ranks share. It
+    /// may be `None` where there is one rank, or nobody who makes one.
+    pub(crate) fn introduce(self, deadline: Instant) -> Result<(Identity, Option<Secret>)> {
+        let Self { identity, pmi, pmix, host } = self;
+        // One rank alone meets nobody, so that a secret of another step is none of its business.
+        if let Some(identity) = identity.as_ref().filter(|identity| identity.size == 1) {
+            return Ok((identity.clone(), None));
+        }
+        let in_environment = Secret::take_from_environment()?;
+        match (identity, in_environment, pmix, pmi) {
+            (Some(identity), Some(secret), ..) => Ok((identity, Some(secret))),
+            // Where the launcher numbers the ranks alone, a secret in the environment is not of this launch.
+            (identity, _, Some(pmix), _) => pmix::introduce(&pmix, identity, deadline),
+            // Some launchers number ranks, and have no socket.
+            (Some(identity), None, None, None | Some(PmiVariables { fd: None, .. })) => Ok((identity, None)),
+            (identity, _, None, Some(pmi)) => {
+                let (identity, secret) = pmi::introduce(&pmi, identity, &host, deadline)?;
+                Ok((identity, Some(secret)))
+            }
+            // Without PMI somebody else has told who this is.
+            (None, secret, None, None) => Ok((Identity::alone(&host), secret)),
+        }
     }
 }
 
@@ -176,7 +223,7 @@ impl Identity {
     /// Job and step; zero where there is no Slurm: then nobody else has the secret.
     pub(crate) fn job_and_step(&self) -> (u32, u32) {
         match self.launch {
-            Launch::Alone | Launch::Rocectl | Launch::Pmi => (0, 0),
+            Launch::Alone | Launch::Rocectl | Launch::Pmi | Launch::Pmix => (0, 0),
             Launch::Slurm { job, step } => (job, step),
         }
     }
@@ -220,20 +267,19 @@ fn from_rocectl(variable: &dyn Fn(&str) -> Option<String>) -> Result<Option<Iden
     ROCECTL.read(present, variable).map(|place| Some(Identity::of(place, Launch::Rocectl)))
 }
 
-/// Two launchers must mean the same rank of as many.
-fn agree(said: (&Names, &Identity), rank: (&str, u32), size: (&str, u32)) -> Result<()> {
+/// Two launchers must mean the same rank of as many, where they say how many.
+fn agree(said: (&Names, &Identity), rank: (&str, u32), size: (&str, Option<u32>)) -> Result<()> {
     let (names, identity) = said;
-    let differ = |ours: (&str, u32), theirs: (&str, u32)| {
-        let why = "two launchers, and which one started the ranks can't be told".to_owned();
-        contradiction((ours.0, &ours.1.to_string()), (theirs.0, &theirs.1.to_string()), why)
-    };
-    if identity.size != size.1 {
-        return Err(differ((names.size, identity.size), size));
+    differ_never((names.size, identity.size), (size.0, size.1.unwrap_or(identity.size)))?;
+    differ_never((names.rank, identity.rank), rank)
+}
+
+fn differ_never(ours: (&str, u32), theirs: (&str, u32)) -> Result<()> {
+    if ours.1 == theirs.1 {
+        return Ok(());
     }
-    if identity.rank != rank.1 {
-        return Err(differ((names.rank, identity.rank), rank));
-    }
-    Ok(())
+    let why = "two launchers, and which one started the ranks can't be told".to_owned();
+    Err(contradiction((ours.0, &ours.1.to_string()), (theirs.0, &theirs.1.to_string()), why))
 }
 
 #[cfg(test)]
@@ -372,6 +418,80 @@ mod tests {
         };
         let error = Identity::from_variables(both, "host").unwrap_err().to_string();
         assert!(error.starts_with("SLURM_PROCID=1 and ROCE_RANK=0 contradict"), "{error}");
+    }
+
+    #[test]
+    fn mpirun_must_say_the_same_as_others_and_all_of_it() {
+        let read = |set: &[(&str, &str)]| {
+            let variable = |name: &str| {
+                set.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
+            };
+            Discovery::read(&variable, "host")
+        };
+        let error = |set: &[(&str, &str)]| read(set).unwrap_err().to_string();
+        let half = error(&[("PMIX_RANK", "0")]);
+        assert!(half.contains("PMIX_RANK=0 is set, but PMIX_NAMESPACE is not"), "{half}");
+        let half = error(&[("OMPI_COMM_WORLD_RANK", "2"), ("OMPI_COMM_WORLD_SIZE", "4")]);
+        assert!(half.contains("OMPI_COMM_WORLD_RANK=2 is set, but PMIX_RANK is not"), "{half}");
+        let pmix = [("PMIX_RANK", "2"), ("PMIX_NAMESPACE", "prterun-a-7@1")];
+        for (more, says) in [
+            (vec![("OMPI_COMM_WORLD_RANK", "1")], "PMIX_RANK=2 and OMPI_COMM_WORLD_RANK=1 contradict"),
+            (vec![("OMPI_COMM_WORLD_SIZE", "2")], "PMIX_RANK=2 and OMPI_COMM_WORLD_SIZE=2 contradict"),
+            (vec![("PMI_RANK", "1"), ("PMI_SIZE", "4")], "PMI_RANK=1 and PMIX_RANK=2 contradict"),
+            (
+                vec![("PMI_RANK", "2"), ("PMI_SIZE", "4"), ("OMPI_COMM_WORLD_SIZE", "5")],
+                "PMI_SIZE=4 and OMPI_COMM_WORLD_SIZE=5 contradict",
+            ),
+        ] {
+            let error = error(&[&pmix[..], &more].concat());
+            assert!(error.starts_with(says), "{error}");
+        }
+        // Whoever is asked knows the rest, but one rank alone needs to ask nobody.
+        assert!(read(&pmix).unwrap().identity.is_none());
+        let alone = [("PMIX_RANK", "0"), ("PMIX_NAMESPACE", "7"), ("OMPI_COMM_WORLD_SIZE", "1")];
+        assert_eq!(read(&alone).unwrap().identity, Some(Identity::alone("host")));
+    }
+
+    #[test]
+    fn mpirun_inside_of_slurm_is_believed_and_sruns_own_pmix_is_sruns() {
+        let read = |changes: &[(&str, &str)]| {
+            let step = [
+                (JOB, "7"),
+                (STEP, "0"),
+                (RANK, "1"),
+                (SIZE, "2"),
+                (LOCAL_RANK, "0"),
+                (NODE_INDEX, "1"),
+                (NODES, "vm[1-2]"),
+                (TASKS, "1(x2)"),
+            ];
+            let set = [changes, &step].concat();
+            let variable = |name: &str| {
+                set.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
+            };
+            Discovery::read(&variable, "host")
+        };
+        let pmi = [("PMI_RANK", "1"), ("PMI_SIZE", "2")];
+        let of_mpirun = [("PMIX_RANK", "5"), ("PMIX_NAMESPACE", "prterun-a-7@1")];
+        let found = read(&[&of_mpirun[..], &pmi].concat()).unwrap();
+        assert!(found.identity.is_none() && found.pmi.is_none() && found.pmix.is_some());
+        // A helper has one task on each node; else two launchers have numbered one process.
+        let error = read(&[&of_mpirun[..], &[(TASKS, "1,2"), (SIZE, "3")]].concat()).unwrap_err().to_string();
+        assert!(error.starts_with("SLURM_PROCID=1 and PMIX_RANK=5 contradict"), "{error}");
+        let of_srun = |rank| read(&[("PMIX_RANK", rank), ("PMIX_NAMESPACE", "slurm.pmix.7.0")]);
+        assert_eq!(of_srun("1").unwrap().identity.unwrap().launch, Launch::Slurm { job: 7, step: 0 });
+        let error = of_srun("0").unwrap_err().to_string();
+        assert!(error.starts_with("SLURM_PROCID=1 and PMIX_RANK=0 contradict"), "{error}");
+        // mpiexec.hydra where srun's default is --mpi=pmix.
+        let hydra = [
+            (OF_HYDRA, "0"),
+            ("PMI_RANK", "5"),
+            ("PMI_SIZE", "8"),
+            ("PMIX_RANK", "1"),
+            ("PMIX_NAMESPACE", "slurm.pmix.7.0"),
+        ];
+        let found = read(&hydra).unwrap();
+        assert!(found.identity.is_none() && found.pmi.is_some() && found.pmix.is_none());
     }
 
     #[test]

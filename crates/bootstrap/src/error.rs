@@ -45,7 +45,7 @@ pub enum Error {
     /// A step of several ranks without a secret.
     #[error(
         "SLURM_ROCE_SECRET is not set, so the ranks of this step cannot prove to each other who they are: load the spank_roce plugin \
-         and pass srun a --roce option, or say srun --mpi=pmi2, or set it before srun: \
+         and pass srun a --roce option, or say srun --mpi=pmi2 or --mpi=pmix, or set it before srun: \
          export SLURM_ROCE_SECRET=$(openssl rand -hex 32)"
     )]
     NoSecret,
@@ -56,6 +56,18 @@ pub enum Error {
         rank: u32,
         /// The socket's number.
         fd: u32,
+        /// What happened.
+        reason: String,
+    },
+    /// The launcher's PMIx did not tell what was asked.
+    #[error(
+        "rank {rank} could not find the others over the launcher's PMIx (PMIX_NAMESPACE={namespace}): {reason}"
+    )]
+    Pmix {
+        /// This rank.
+        rank: u32,
+        /// The job's name.
+        namespace: String,
         /// What happened.
         reason: String,
     },

@@ -1,6 +1,6 @@
 //! Who am I, who are the others: rank discovery and authenticated address exchange. It needs no RDMA.
 //!
-//! [`Bootstrap::init`] tells rank, size and nodes from what srun, `mpiexec.hydra` or `rocectl run` gives a rank
+//! [`Bootstrap::init`] tells rank, size and nodes from what srun, mpirun, `mpiexec.hydra` or `rocectl run` gives a rank
 //! ([`Identity`]), lets the ranks find each other over TCP ([`Bootstrap::join`]), and then offers
 //! [`all_gather`](Bootstrap::all_gather) and [`barrier`](Bootstrap::barrier).
 //!
@@ -43,6 +43,7 @@ mod frame;
 mod hostlist;
 mod message;
 mod pmi;
+mod pmix;
 mod resolve;
 mod run;
 mod secret;

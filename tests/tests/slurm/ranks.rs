@@ -15,6 +15,7 @@ use crate::sysfs;
 pub(crate) const TESTS: &[(&str, Test)] = &[
     ("ranks_meet_by_the_plugins_secret", with_plugin),
     ("ranks_meet_by_a_secret_over_pmi2_without_the_plugin", pmi2),
+    ("ranks_meet_by_a_secret_over_pmix_without_the_plugin", pmix),
     ("ranks_without_any_secret_are_told_the_ways_out", no_secret),
 ];
 
@@ -61,6 +62,15 @@ fn with_plugin(cluster: &Cluster) -> Result<()> {
 fn pmi2(cluster: &Cluster) -> Result<()> {
     cluster.without_plugin()?;
     meet(cluster, &["--mpi=pmi2"])
+}
+
+/// Where Slurm has a plugin for it, as `srun --mpi=list` tells.
+fn pmix(cluster: &Cluster) -> Result<()> {
+    cluster.without_plugin()?;
+    let listed = srun(["--mpi=list"]).run(cluster)?;
+    let has_it = format!("{}{}", listed.stdout, listed.stderr).split_whitespace().any(|word| word == "pmix");
+    ensure!(has_it, "this Slurm has no --mpi=pmix: {listed}");
+    meet(cluster, &["--mpi=pmix"])
 }
 
 fn no_secret(cluster: &Cluster) -> Result<()> {
