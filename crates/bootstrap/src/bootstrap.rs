@@ -8,6 +8,7 @@ use crate::channel::Channel;
 use crate::discovery::{Discovery, Identity};
 use crate::error::{Error, Result};
 use crate::message::{Collective, Message};
+use crate::resolve::NodeAddresses;
 use crate::secret::Secret;
 use crate::star::Star;
 
@@ -34,6 +35,15 @@ pub struct Options {
     /// The TCP ports that rank 0 may listen on, the same for every rank. Default 49152-65535 (RFC 6335's dynamic
     /// ports); a firewall between compute nodes must let them through.
     pub ports: RangeInclusive<u16>,
+    /// Where nodes are reached. Default: as `ROCE_NODE_ADDRS` says, else by their names.
+    pub addresses: Option<NodeAddresses>,
+}
+
+impl Options {
+    /// Where nodes are reached.
+    pub(crate) fn addresses(&self) -> Result<NodeAddresses> {
+        self.addresses.clone().map_or_else(NodeAddresses::from_environment, Ok)
+    }
 }
 
 impl Default for Options {
@@ -43,6 +53,7 @@ impl Default for Options {
             collective: Duration::from_secs(300),
             handshake: Duration::from_secs(5),
             ports: 49_152..=65_535,
+            addresses: None,
         }
     }
 }

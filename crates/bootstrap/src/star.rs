@@ -14,7 +14,7 @@ use crate::bootstrap::Options;
 use crate::channel::{Channel, Wire};
 use crate::discovery::Identity;
 use crate::error::{Error, Result};
-use crate::resolve;
+
 use crate::secret::Secret;
 
 /// Callers whose proof is awaited at the same time; more are turned away and may try again.
@@ -167,14 +167,15 @@ fn call(identity: &Identity, secret: &Secret, options: &Options, deadline: Insta
     let root = if identity.nodes.len() == 1 { "127.0.0.1" } else { identity.root_name() };
     let (job, step) = identity.job_and_step();
     let ports = secret.candidate_ports(job, step, &options.ports);
+    let addresses = options.addresses()?;
     let mut tried = Tried::new();
     let mut attempt = FIRST_ATTEMPT;
     let mut pause = *ROUND_PAUSE.start();
     loop {
         let node = identity.root_name().to_owned();
         // Asked anew in each round: a name may become known while nodes boot.
-        let addresses = resolve::addresses(root, deadline);
-        if let Ok(addresses) = &addresses {
+        let found = addresses.of(root, deadline);
+        if let Ok(addresses) = &found {
             for &port in &ports {
                 for &address in addresses {
                     let target = SocketAddr::new(address, port);
@@ -186,7 +187,7 @@ fn call(identity: &Identity, secret: &Secret, options: &Options, deadline: Insta
             }
         }
         if Instant::now() + pause >= deadline {
-            return Err(match addresses {
+            return Err(match found {
                 Err(reason) => Error::Resolve { rank, node, reason },
                 Ok(_) => Error::NoRoot { rank, node, waited: start.elapsed(), tried: summary(&tried) },
             });

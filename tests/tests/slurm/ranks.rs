@@ -7,10 +7,10 @@ use std::collections::BTreeSet;
 use anyhow::{Context, Result, ensure};
 use roce_bootstrap::{Bootstrap, Options};
 
-use crate::Test;
 use crate::cluster::Cluster;
 use crate::run::srun;
 use crate::sysfs;
+use crate::{CannotBeHad, Test};
 
 pub(crate) const TESTS: &[(&str, Test)] = &[
     ("ranks_meet_by_the_plugins_secret", with_plugin),
@@ -69,6 +69,10 @@ fn pmix(cluster: &Cluster) -> Result<()> {
     cluster.without_plugin()?;
     let listed = srun(["--mpi=list"]).run(cluster)?;
     let has_it = format!("{}{}", listed.stdout, listed.stderr).split_whitespace().any(|word| word == "pmix");
+    // Debian builds Slurm without it from 26.05 on.
+    if !has_it && !cluster.is_before(26, 0) {
+        return Err(CannotBeHad("this Slurm has no plugin mpi/pmix").into());
+    }
     ensure!(has_it, "this Slurm has no --mpi=pmix: {listed}");
     meet(cluster, &["--mpi=pmix"])
 }
