@@ -55,5 +55,5 @@ pub use discovery::{Identity, Launch, Node};
 pub use error::{Error, Result};
 pub use hostlist::expand_hostlist;
 pub use resolve::{ADDRESSES_VARIABLE, NodeAddresses};
-pub use run::{FOREIGN_VARIABLES, LOCAL_RANK_VARIABLE, LOCAL_SIZE_VARIABLE, LocalRun};
+pub use run::{FOREIGN_VARIABLES, LOCAL_RANK_VARIABLE, LOCAL_SIZE_VARIABLE, LocalRun, Run};
 pub use secret::{SECRET_VARIABLE, Secret};
