@@ -33,25 +33,43 @@
 //! Every wait ends: joining after [`Options::join`], a collective after [`Options::collective`]. A rank whose
 //! process ends is noticed at once by its closed connection, and rank 0 tells the others.
 
-mod authentication;
 mod bootstrap;
-mod channel;
+mod calls;
+#[doc(hidden)]
+pub mod core;
+mod counters;
 mod discovery;
 mod environment;
 mod error;
+mod event;
 mod frame;
+mod handshake;
 mod hostlist;
-mod message;
+mod leader;
+mod local;
+mod mapped;
+mod member;
+#[doc(hidden)]
+pub mod message;
+mod options;
 mod pmi_variables;
+mod process;
+mod ranks;
 mod resolve;
 mod run;
 mod secret;
-mod star;
 mod step;
+mod stream;
+mod table;
+mod tcp;
 
-pub use bootstrap::{Bootstrap, Member, Options};
+pub use bootstrap::{Bootstrap, Member};
+pub use counters::Counters;
 pub use discovery::{Identity, Launch, Node};
 pub use error::{Error, Result};
+pub use event::Event;
 pub use hostlist::expand_hostlist;
+pub use options::Options;
 pub use run::{FOREIGN_VARIABLES, LOCAL_RANK_VARIABLE, LOCAL_SIZE_VARIABLE, LocalRun};
 pub use secret::{SECRET_VARIABLE, Secret};
+pub use table::Gathered;
