@@ -251,8 +251,7 @@ impl Bootstrap {
             return Err(Error::NoSuchRank { rank: root, size: self.identity.size });
         }
         let mine = if root == self.identity.rank { bytes } else { &[] };
-        let gathered =
-            self.collective(Operation::Broadcast { root }, &[], mine, self.options.collective)?;
+        let gathered = self.collective(Operation::Broadcast { root }, &[], mine, self.options.collective)?;
         Ok(gathered.map_or_else(|| mine.to_vec(), |gathered| gathered[0].to_vec()))
     }
 
@@ -423,7 +422,7 @@ impl Bootstrap {
     }
 
     fn say_abort(&mut self, reason: &str) {
-        let Some(mut leader) = self.leader.take() else { return };
+        let Some(leader) = self.leader.take() else { return };
         let message = FromMember::Abort { reason: reason.to_owned() }.encode();
         // Where it can't be said, the connection's end says nearly the same.
         let _ = leader.connection.send(&[], &message, &[], Instant::now() + LAST_WORDS);
@@ -431,7 +430,7 @@ impl Bootstrap {
     }
 
     fn say_bye(&mut self) -> Option<Fault> {
-        let mut leader = self.leader.take()?;
+        let leader = self.leader.take()?;
         let message = FromMember::Bye.encode();
         // Where it can't be said, the exchange is over already.
         let _ = leader.connection.send(&[], &message, &[], Instant::now() + LAST_WORDS);

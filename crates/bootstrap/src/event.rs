@@ -38,7 +38,9 @@ impl Event {
         match fault.kind {
             FaultKind::Lost => Self::Lost { rank, node, why: text },
             FaultKind::Aborted => Self::Aborted { rank, node, reason: text },
-            FaultKind::Missing | FaultKind::OutOfStep => Self::Failed { reason: error(fault, &node).to_string() },
+            FaultKind::Missing | FaultKind::OutOfStep => {
+                Self::Failed { reason: error(fault, &node).to_string() }
+            }
         }
     }
 }

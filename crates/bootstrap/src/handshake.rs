@@ -58,7 +58,10 @@ impl Transcript {
         let of_call = [caller_node, listener_node, round, caller_rank];
         let numbers = [of_step, of_call].concat().into_iter().flat_map(u32::to_be_bytes).collect::<Vec<_>>();
         let rank = self.listener_rank.to_be_bytes();
-        authenticate(secret.bytes(), &[MAGIC, label.as_bytes(), &numbers, &rank, &self.caller, &self.listener])
+        authenticate(
+            secret.bytes(),
+            &[MAGIC, label.as_bytes(), &numbers, &rank, &self.caller, &self.listener],
+        )
     }
 
     fn is_proof(&self, secret: &Secret, label: &str, proof: &[u8]) -> bool {
@@ -120,7 +123,13 @@ pub(crate) struct Listener {
 
 impl Listener {
     /// Reads a hello for the listener on `node`; `None` if it can't be one.
-    pub(crate) fn new(step: Step, node: u32, rank: u32, nonce: [u8; NONCE], hello: &[u8; HELLO]) -> Option<Self> {
+    pub(crate) fn new(
+        step: Step,
+        node: u32,
+        rank: u32,
+        nonce: [u8; NONCE],
+        hello: &[u8; HELLO],
+    ) -> Option<Self> {
         let rest = hello.strip_prefix(MAGIC)?;
         let (&caller_node, rest) = rest.split_first_chunk()?;
         let (&round, rest) = rest.split_first_chunk()?;

@@ -107,12 +107,22 @@ struct Connection {
 enum Role {
     /// Somebody on this node.
     Local,
-    Member { local: u32, process: i32 },
+    Member {
+        local: u32,
+        process: i32,
+    },
     /// Somebody from the network, and what was answered to its hello.
     Network(Option<Box<Listener>>),
     /// A call of ours.
-    Calling { round: usize, caller: Box<Caller> },
-    Peer { link: Link, keys: Box<Keys>, heard: Duration },
+    Calling {
+        round: usize,
+        caller: Box<Caller>,
+    },
+    Peer {
+        link: Link,
+        keys: Box<Keys>,
+        heard: Duration,
+    },
 }
 
 struct Resolver {
@@ -173,15 +183,16 @@ impl Leader {
         }
         let mut events = vec![EpollEvent::empty(); 64];
         let mut buffer = vec![0; READ];
-        while !self.core.finished() && (self.core.fault().is_none() || self.connections.contains_key(&self.own)) {
+        while !self.core.finished()
+            && (self.core.fault().is_none() || self.connections.contains_key(&self.own))
+        {
             let timeout = self.wake().map(|wake| {
                 // Rounded up: a timeout that is too short is a spin.
                 let left = wake.saturating_sub(self.now());
                 if left.is_zero() { left } else { left + Duration::from_millis(1) }
             });
-            let timeout = timeout.map_or(EpollTimeout::NONE, |left| {
-                EpollTimeout::try_from(left).unwrap_or(EpollTimeout::MAX)
-            });
+            let timeout = timeout
+                .map_or(EpollTimeout::NONE, |left| EpollTimeout::try_from(left).unwrap_or(EpollTimeout::MAX));
             let count = match self.epoll.wait(&mut events, timeout) {
                 Ok(count) => count,
                 Err(Errno::EINTR) => 0,
@@ -289,7 +300,8 @@ impl Leader {
                 Role::Network(listener @ None) => match connection.stream.take() {
                     Some(hello) => {
                         let nonce = handshake::nonce();
-                        let (node, rank, step) = (self.identity.node_index, self.identity.rank, step(&self.identity));
+                        let (node, rank, step) =
+                            (self.identity.node_index, self.identity.rank, step(&self.identity));
                         let new = nonce.and_then(|nonce| Listener::new(step, node, rank, nonce, &hello));
                         let answer = new.as_ref().map(|new| new.answer(&self.secret));
                         *listener = new.map(Box::new);
@@ -336,7 +348,9 @@ impl Leader {
                     match connection.stream.frame(most, crate::frame::TAG) {
                         Ok(None) => false,
                         Ok(Some(frame)) => {
-                            let opened = frame.split_last_chunk().filter(|(payload, tag)| keys.receive.open(payload, tag));
+                            let opened = frame
+                                .split_last_chunk()
+                                .filter(|(payload, tag)| keys.receive.open(payload, tag));
                             let message = opened.map(|(payload, _)| BetweenLeaders::decode(payload));
                             self.hear_peer(link, message)
                         }
@@ -359,7 +373,8 @@ impl Leader {
         match FromMember::decode(payload) {
             Ok(message) => self.core.local_message(now, local, message),
             Err(what) => {
-                self.core.local_failed(local, &format!("its message could not be read: {what}; {SAME_BUILD}"));
+                self.core
+                    .local_failed(local, &format!("its message could not be read: {what}; {SAME_BUILD}"));
             }
         }
         true
@@ -546,7 +561,8 @@ impl Leader {
 
     /// The one called has answered.
     fn found(&mut self, id: u64, round: usize, checked: Option<(u32, [u8; handshake::LAST], Keys)>) -> bool {
-        let itself = self.connections.get(&id).is_some_and(|found| tcp::is_connected_to_itself(&found.stream));
+        let itself =
+            self.connections.get(&id).is_some_and(|found| tcp::is_connected_to_itself(&found.stream));
         let Some((rank, last, keys)) = checked.filter(|_| !itself) else {
             self.remove(id);
             let now = self.now();
@@ -608,7 +624,9 @@ impl Leader {
             self.early.entry(link).or_default().push(message.clone());
             return;
         };
-        let Some(Connection { role: Role::Peer { keys, .. }, .. }) = self.connections.get_mut(&id) else { return };
+        let Some(Connection { role: Role::Peer { keys, .. }, .. }) = self.connections.get_mut(&id) else {
+            return;
+        };
         match keys.send.seal(&message.encode()) {
             Some(frame) => {
                 self.counters.messages += 1;
@@ -746,7 +764,9 @@ impl Leader {
     fn beat(&mut self, now: Duration) {
         let links: Vec<(Link, u64)> = self.peers.iter().map(|(link, id)| (*link, *id)).collect();
         for (link, id) in links {
-            let Some(Connection { role: Role::Peer { heard, .. }, .. }) = self.connections.get(&id) else { continue };
+            let Some(Connection { role: Role::Peer { heard, .. }, .. }) = self.connections.get(&id) else {
+                continue;
+            };
             let silent = now.saturating_sub(*heard);
             if silent > self.options.silence {
                 self.core.peer_failed(link, &format!("nothing was heard from it for {silent:.0?}"));
@@ -798,7 +818,8 @@ impl Leader {
             }
             let mut events = [EpollEvent::empty(); 16];
             let left = deadline.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
-            let count = self.epoll.wait(&mut events, EpollTimeout::try_from(left).unwrap_or(EpollTimeout::ZERO));
+            let count =
+                self.epoll.wait(&mut events, EpollTimeout::try_from(left).unwrap_or(EpollTimeout::ZERO));
             for event in &events[..count.unwrap_or(0)] {
                 let Some(connection) = self.connections.get_mut(&event.data()) else { continue };
                 let sent = connection.stream.flush();
@@ -825,7 +846,10 @@ impl Resolver {
                 let found = resolve::addresses_of(&name);
                 let done = found.is_ok();
                 // After the join nobody listens any more.
-                if sender.send((round, found)).is_err() || std::io::Write::write(&mut &ring, &[0]).is_err() || done {
+                if sender.send((round, found)).is_err()
+                    || std::io::Write::write(&mut &ring, &[0]).is_err()
+                    || done
+                {
                     return;
                 }
                 // A name may become known while nodes boot.

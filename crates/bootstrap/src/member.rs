@@ -25,7 +25,13 @@ impl Member {
     }
 
     /// Sends `first`, and then `message` and `bytes` in one frame, at the latest at `deadline`.
-    pub(crate) fn send(&self, first: &[u8], message: &[u8], bytes: &[u8], deadline: Instant) -> io::Result<()> {
+    pub(crate) fn send(
+        &self,
+        first: &[u8],
+        message: &[u8],
+        bytes: &[u8],
+        deadline: Instant,
+    ) -> io::Result<()> {
         let length = u32::try_from(message.len() + bytes.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
         let header = length.to_be_bytes();
         let mut parts = [first, &header, message, bytes].map(IoSlice::new);

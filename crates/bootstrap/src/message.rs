@@ -302,8 +302,12 @@ mod tests {
             Just(FaultKind::Missing),
             Just(FaultKind::OutOfStep),
         ];
-        (kinds, any::<Option<u32>>(), any::<u32>(), ".{0,40}")
-            .prop_map(|(kind, rank, node, text)| Fault { kind, rank, node, text })
+        (kinds, any::<Option<u32>>(), any::<u32>(), ".{0,40}").prop_map(|(kind, rank, node, text)| Fault {
+            kind,
+            rank,
+            node,
+            text,
+        })
     }
 
     proptest! {

@@ -91,7 +91,13 @@ impl Secret {
     }
 
     /// The ports that a node's leader tries, in order, without repetition.
-    pub(crate) fn candidate_ports(&self, job: u32, step: u32, node: u32, ports: &RangeInclusive<u16>) -> Vec<u16> {
+    pub(crate) fn candidate_ports(
+        &self,
+        job: u32,
+        step: u32,
+        node: u32,
+        ports: &RangeInclusive<u16>,
+    ) -> Vec<u16> {
         let span = u64::from(ports.end().saturating_sub(*ports.start())) + 1;
         let mut seen = BTreeSet::new();
         let port = |attempt: u32| {

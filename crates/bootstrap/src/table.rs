@@ -88,7 +88,8 @@ impl Gathered {
     /// Every rank's bytes, in order.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &[u8]> {
         // Every rank has a part: the ends were checked.
-        (0..self.count).map(|rank| u32::try_from(rank).ok().and_then(|rank| self.get(rank)).unwrap_or_default())
+        (0..self.count)
+            .map(|rank| u32::try_from(rank).ok().and_then(|rank| self.get(rank)).unwrap_or_default())
     }
 }
 

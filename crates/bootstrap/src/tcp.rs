@@ -15,11 +15,10 @@ pub(crate) fn listen(ports: &[u16]) -> io::Result<TcpListener> {
     let mut last = io::Error::from(ErrorKind::AddrNotAvailable);
     for &port in ports {
         // An IPv6 socket takes IPv4 callers too (unless net.ipv6.bindv6only is set); where IPv6 is off, IPv4.
-        let bound =
-            TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).or_else(|error| match error.kind() {
-                ErrorKind::AddrInUse => Err(error),
-                _ => TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)),
-            });
+        let bound = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).or_else(|error| match error.kind() {
+            ErrorKind::AddrInUse => Err(error),
+            _ => TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)),
+        });
         match bound {
             Ok(listener) => {
                 listener.set_nonblocking(true)?;

@@ -79,7 +79,8 @@ impl Gather {
                 node = rest;
                 let rank = u32::from_be_bytes(rank);
                 let place = rank.checked_sub(ranks.start).and_then(|place| parts.get_mut(place as usize));
-                let place = place.ok_or_else(|| format!("there is a part of rank {rank}, who has none to give"))?;
+                let place =
+                    place.ok_or_else(|| format!("there is a part of rank {rank}, who has none to give"))?;
                 if place.replace(part).is_some() {
                     return Err(format!("two processes say that they are rank {rank}"));
                 }

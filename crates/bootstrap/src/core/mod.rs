@@ -11,6 +11,8 @@
 mod fault;
 mod gather;
 mod layout;
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -169,7 +171,9 @@ impl Core {
         match message {
             FromMember::Abort { reason } => self.fail(FaultKind::Aborted, Some(rank), reason),
             FromMember::Bye => state.left = true,
-            FromMember::Part { number, .. } if number != self.number || state.part.is_some() || state.left => {
+            FromMember::Part { number, .. }
+                if number != self.number || state.part.is_some() || state.left =>
+            {
                 let text = format!("it sent a part of collective {number} out of turn");
                 self.fail(FaultKind::Lost, Some(rank), text);
             }
@@ -252,12 +256,8 @@ impl Core {
     /// A neighbour broke the rules, or is gone.
     pub fn peer_failed(&mut self, link: Link, why: &str) {
         let node = self.layout.neighbour(link);
-        let fault = Fault {
-            kind: FaultKind::Lost,
-            rank: self.neighbour(link).rank,
-            node,
-            text: why.to_owned(),
-        };
+        let fault =
+            Fault { kind: FaultKind::Lost, rank: self.neighbour(link).rank, node, text: why.to_owned() };
         self.fail_with(fault, None);
     }
 
@@ -335,7 +335,12 @@ impl Core {
         let name = self.layout.node_name(self.layout.node());
         if self.layout.nodes() == 1 {
             // Then it is known who is not here, also before they come.
-            let here: Vec<u32> = self.locals.iter().filter(|local| local.part.is_some()).filter_map(|local| local.rank).collect();
+            let here: Vec<u32> = self
+                .locals
+                .iter()
+                .filter(|local| local.part.is_some())
+                .filter_map(|local| local.rank)
+                .collect();
             let missing = (0..self.layout.size()).filter(|rank| !here.contains(rank));
             return Some(list_ranks(missing.map(|rank| (rank, Some(name)))));
         }
@@ -400,7 +405,8 @@ impl Core {
         if let Some((round, theirs)) = self.other_operation(operation) {
             let rank = self.rounds[round].before.rank;
             let (number, node) = (self.number, self.layout.neighbour(Link { way: Way::Before, round }));
-            let text = format!("is at {theirs} number {number} while others are at {operation} number {number}");
+            let text =
+                format!("is at {theirs} number {number} while others are at {operation} number {number}");
             self.fail_with(Fault { kind: FaultKind::OutOfStep, rank, node, text }, None);
             return false;
         }
@@ -409,8 +415,14 @@ impl Core {
                 return false;
             }
             let locals = self.locals.iter_mut();
-            let parts = locals.filter_map(|local| Some((local.rank?, local.part.take()?))).collect::<Vec<_>>();
-            self.gather.hold_own(&parts);
+            let parts = locals.filter_map(|local| Some((local.rank?, local.part.take()?)));
+            // Nobody looks at what others give.
+            let wanted = parts.filter(|(rank, _)| match operation {
+                Operation::AllGather => true,
+                Operation::Broadcast { root } => root == *rank,
+                Operation::Barrier | Operation::Leave => false,
+            });
+            self.gather.hold_own(&wanted.collect::<Vec<_>>());
             self.send_round(operation, 0);
             return true;
         }
@@ -434,7 +446,8 @@ impl Core {
 
     /// A node that does something else than this one.
     fn other_operation(&self, ours: Operation) -> Option<(usize, Operation)> {
-        let firsts = self.rounds.iter().enumerate().filter_map(|(round, state)| Some((round, state.early.front()?)));
+        let firsts =
+            self.rounds.iter().enumerate().filter_map(|(round, state)| Some((round, state.early.front()?)));
         let mut differing = firsts.filter(|(_, early)| early.1 == self.number && early.0 != ours);
         differing.next().map(|(round, early)| (round, early.0))
     }
