@@ -2,9 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, ToSocketAddrs};
-use std::sync::mpsc;
-use std::thread;
-use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 
@@ -102,9 +99,19 @@ impl NodeAddresses {
         Some(())
     }
 
-    /// The addresses of a node, the best first, or why there are none. It may ask the resolver, which can take until the
-    /// deadline.
-    pub(crate) fn of(&self, node: &str, deadline: Instant) -> Result<Vec<IpAddr>, String> {
+    /// The addresses of a node whose addresses are told by themselves.
+    pub(crate) fn known(&self, node: &str) -> Option<Vec<IpAddr>> {
+        let places = self.told.get(node).map_or(&[][..], Vec::as_slice);
+        if places.is_empty() && self.within.is_empty() {
+            return node.parse().ok().map(|address| vec![address]);
+        }
+        let addresses: Vec<IpAddr> = places.iter().map(|place| place.parse().ok()).collect::<Option<_>>()?;
+        (!addresses.is_empty()).then_some(addresses)
+    }
+
+    /// The addresses of a node, the best first, or why there are none. It takes as long as the resolver takes, so it is
+    /// called where nobody waits for it.
+    pub(crate) fn of(&self, node: &str) -> Result<Vec<IpAddr>, String> {
         let itself = [node.to_owned()];
         let places = self.told.get(node).map_or(&itself[..], Vec::as_slice);
         let (mut literal, mut found) = (Vec::new(), Vec::new());
@@ -113,7 +120,7 @@ impl NodeAddresses {
             match place.parse::<IpAddr>() {
                 // Whoever names an address means it.
                 Ok(address) => literal.push(address),
-                Err(_) => match resolve(place, deadline) {
+                Err(_) => match resolve(place) {
                     Ok(addresses) => found.extend(addresses),
                     Err(reason) => failure = Some(format!("{place}: {reason}")),
                 },
@@ -192,25 +199,10 @@ fn subnets_of(interface: &str) -> Result<Vec<IpNet>, String> {
     Ok(subnets)
 }
 
-/// The addresses of a name, in bounded time: `getaddrinfo(3)` has no deadline of its own.
-fn resolve(name: &str, deadline: Instant) -> Result<Vec<IpAddr>, String> {
-    let (sender, receiver) = mpsc::channel();
-    let wanted = name.to_owned();
-    // Where the resolver hangs, this thread outlives the call: it holds nothing but the name.
-    thread::Builder::new()
-        .name("resolve".to_owned())
-        .spawn(move || {
-            let found = (wanted.as_str(), 0).to_socket_addrs();
-            // Nobody listens any more after the deadline.
-            let _ = sender.send(found.map(|found| found.map(|address| address.ip()).collect::<Vec<_>>()));
-        })
-        .map_err(|error| format!("no thread to ask in: {error}"))?;
-    let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
-    match receiver.recv_timeout(left) {
-        Ok(Ok(found)) if found.is_empty() => Err("the name has no address".to_owned()),
-        Ok(found) => found.map_err(|error| error.to_string()),
-        Err(_) => Err(format!("the resolver did not answer within {left:.1?}")),
-    }
+fn resolve(name: &str) -> Result<Vec<IpAddr>, String> {
+    let found = (name, 0).to_socket_addrs().map_err(|error| error.to_string())?;
+    let found: Vec<IpAddr> = found.map(|address| address.ip()).collect();
+    if found.is_empty() { Err("the name has no address".to_owned()) } else { Ok(found) }
 }
 
 #[cfg(test)]
@@ -220,8 +212,7 @@ mod tests {
     use super::*;
 
     fn of(text: &str, node: &str) -> Result<String, String> {
-        let deadline = Instant::now() + Duration::from_secs(10);
-        let addresses = text.parse::<NodeAddresses>().unwrap().of(node, deadline)?;
+        let addresses = text.parse::<NodeAddresses>().unwrap().of(node)?;
         Ok(addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "))
     }
 
@@ -231,11 +222,10 @@ mod tests {
 
     #[test]
     fn an_address_is_its_own_name_and_nonsense_has_none() {
-        let deadline = Instant::now() + Duration::from_secs(10);
         for address in ["127.0.0.1", "::1"] {
-            assert_eq!(by_name().of(address, deadline).unwrap(), [address.parse::<IpAddr>().unwrap()]);
+            assert_eq!(by_name().of(address).unwrap(), [address.parse::<IpAddr>().unwrap()]);
         }
-        assert!(by_name().of("no such name", deadline).is_err());
+        assert!(by_name().of("no such name").is_err());
     }
 
     #[test]
@@ -294,6 +284,17 @@ mod tests {
                 "{error}"
             );
         }
+    }
+
+    #[test]
+    fn addresses_that_are_told_need_no_resolver() {
+        let known = |text: &str, node| text.parse::<NodeAddresses>().unwrap().known(node);
+        let addresses =
+            |texts: &[&str]| Some(texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<IpAddr>>());
+        assert_eq!(by_name().known("10.0.0.1"), addresses(&["10.0.0.1"]));
+        assert_eq!(known("n1=fd00::1,n1=10.0.0.1,eth1", "n1"), addresses(&["fd00::1", "10.0.0.1"]));
+        assert_eq!(known("n1=10.0.0.1,n1=other", "n1"), None);
+        assert_eq!(known("n1=10.0.0.1", "n2"), None);
     }
 
     proptest! {

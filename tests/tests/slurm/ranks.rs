@@ -23,7 +23,7 @@ pub(crate) const TESTS: &[(&str, Test)] = &[
 pub(crate) fn rank() -> Result<()> {
     let mut ranks = Bootstrap::init(&Options::default())?;
     let rank = ranks.identity().rank;
-    let all = ranks.all_gather(&[u8::try_from(rank)?])?.concat();
+    let all = ranks.all_gather(&[u8::try_from(rank)?])?.iter().flatten().copied().collect::<Vec<u8>>();
     let secret = std::env::var_os("SLURM_ROCE_SECRET");
     println!("rank {rank} met {all:?} on {}, secret left: {}", ranks.node_of(rank), secret.is_some());
     ranks.barrier()?;
