@@ -76,7 +76,7 @@ fn verdict(result: anyhow::Result<()>) -> Result<Completion, Failed> {
 }
 
 fn main() -> ExitCode {
-    if std::env::args().nth(1).as_deref() == Some("rank") {
+    if std::env::args().nth(1).as_deref() == Some("be-a-rank") {
         return match ranks::rank() {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {

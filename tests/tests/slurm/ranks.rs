@@ -1,6 +1,6 @@
 //! Ranks that find each other by what Slurm gives a step, with the plugin and without it.
 //!
-//! The ranks are this program, started as `slurm rank`.
+//! The ranks are this program, started as `slurm be-a-rank`.
 
 use std::collections::BTreeSet;
 
@@ -42,7 +42,7 @@ fn this_program(cluster: &Cluster) -> Result<String> {
 fn meet(cluster: &Cluster, options: &[&str]) -> Result<()> {
     let program = this_program(cluster)?;
     let words = ["-N1", "-n4", "--overcommit"].into_iter().chain(options.iter().copied());
-    let ran = srun(words.chain([program.as_str(), "rank"])).run(cluster)?.succeeded()?;
+    let ran = srun(words.chain([program.as_str(), "be-a-rank"])).run(cluster)?.succeeded()?;
     let met: BTreeSet<&str> =
         ran.stdout.lines().filter_map(|line| line.split_once(" on ").map(|(met, _)| met)).collect();
     let expected = [0, 1, 2, 3].map(|rank| format!("rank {rank} met [0, 1, 2, 3]"));
@@ -80,7 +80,7 @@ fn pmix(cluster: &Cluster) -> Result<()> {
 fn no_secret(cluster: &Cluster) -> Result<()> {
     cluster.without_plugin()?;
     let program = this_program(cluster)?;
-    let ran = srun(["-n2", "--mpi=none", &program, "rank"]).run(cluster)?;
+    let ran = srun(["-n2", "--mpi=none", &program, "be-a-rank"]).run(cluster)?;
     ensure!(!ran.stdout.contains("met"), "ranks met without a secret: {ran}");
     for way in ["SLURM_ROCE_SECRET is not set", "spank_roce", "srun --mpi=pmi2", "openssl rand -hex 32"] {
         ensure!(ran.stderr.contains(way), "{way}: {ran}");
