@@ -59,18 +59,17 @@ impl Report {
     /// Prints the table and writes the JSON. The exit code is non-zero where a goal was missed.
     pub(crate) fn finish(&self, output: &Path) -> Result<ExitCode> {
         println!(
-            "{:<52} {:<34} {:>26} {:>10} {:>8} {:>6}",
+            "{:<52} {:<34} {:>26} {:>26} {:>8} {:>6}",
             "case", "peer", "ours median (min-max)", "theirs", "ratio", "goal"
         );
         for case in &self.cases {
             let goal = case.goal.map_or("-".to_owned(), |goal| format!("{goal:.2}"));
-            let (least, most) = spread(&case.ours);
             println!(
-                "{:<52} {:<34} {:>26} {:>10.1} {:>8.2} {:>6}{}",
+                "{:<52} {:<34} {:>26} {:>26} {:>8.2} {:>6}{}",
                 case.case,
                 case.peer,
-                format!("{:.1} ({least:.1}-{most:.1}) {}", median(&case.ours), case.unit),
-                median(&case.theirs),
+                format!("{} {}", show(&case.ours), case.unit),
+                show(&case.theirs),
                 case.ratio,
                 goal,
                 if case.holds() { "" } else { "  MISSED" }
@@ -99,7 +98,17 @@ pub(crate) fn quartiles(values: &[f64]) -> (f64, f64) {
     (at(1), at(3))
 }
 
-fn spread(values: &[f64]) -> (f64, f64) {
+/// `5.0 (4.1-7.0)`, or the value alone where there is one: a limit.
+fn show(values: &[f64]) -> String {
+    let (least, most) = spread(values);
+    match values {
+        [limit] => format!("{limit:.1}"),
+        _ => format!("{:.1} ({least:.1}-{most:.1})", median(values)),
+    }
+}
+
+/// The least and the greatest of the values.
+pub(crate) fn spread(values: &[f64]) -> (f64, f64) {
     let least = values.iter().copied().fold(f64::INFINITY, f64::min);
     let most = values.iter().copied().fold(0.0, f64::max);
     (least, most)
