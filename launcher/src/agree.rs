@@ -35,9 +35,9 @@ where
     let kept = kept?;
     let mut values = Vec::new();
     let mut failures = Vec::new();
-    for (rank, text) in (0..).zip(gathered?) {
+    for (rank, text) in (0..).zip(gathered?.iter()) {
         let node = exchange.node_of(rank);
-        match serde_json::from_slice(&text) {
+        match serde_json::from_slice(text) {
             Ok(Report::Done(value)) => values.push(value),
             Ok(Report::Failed(reason)) => failures.push(format!("rank {rank} ({node}) failed: {reason}")),
             Err(error) => {

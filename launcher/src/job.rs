@@ -16,8 +16,8 @@ use crate::queue_pair::QueuePair;
 
 /// The ranks of a step, met; this rank's NIC ports, open; nothing connected yet.
 ///
-/// Dropping it closes the connections to the other ranks; [`finalize`](Self::finalize) waits for them first. Queue pairs
-/// live on their own.
+/// Dropping it says that this rank needs the others no more; on the rank that leads its node that waits until all ranks have
+/// come so far. [`finalize`](Self::finalize) waits for them on every rank. Queue pairs live on their own.
 pub struct Job {
     exchange: Bootstrap,
     assignment: Assignment,
@@ -99,7 +99,7 @@ impl Job {
     /// A rank's node by number, from 0, and its number there.
     #[must_use]
     pub fn place_of(&self, rank: u32) -> Option<(u32, u32)> {
-        self.exchange.members().get(rank as usize).map(|member| (member.node_index, member.local_rank))
+        self.exchange.member(rank).map(|member| (member.node_index, member.local_rank))
     }
 
     /// This rank's NIC ports and class.
@@ -116,13 +116,13 @@ impl Job {
         Ok(self.exchange.barrier()?)
     }
 
-    /// Every rank's bytes, by rank; every rank must call it, with at most 1 MiB each. It goes over TCP: for set-up,
+    /// Every rank's bytes, by rank; every rank must call it, with at most 1 MiB each. Between nodes it goes over TCP: for set-up,
     /// not for data.
     ///
     /// # Errors
     /// [`Error::Exchange`](crate::Error::Exchange).
     pub fn all_gather(&mut self, mine: &[u8]) -> Result<Vec<Vec<u8>>> {
-        Ok(self.exchange.all_gather(mine)?)
+        Ok(self.exchange.all_gather(mine)?.iter().map(<[u8]>::to_vec).collect())
     }
 
     /// Connects a queue pair to each of `peers`, in their order. Collective: every rank must call it, those who want

@@ -1,51 +1,35 @@
-//! The ranks of a step, met: collectives over small byte strings.
+//! The ranks of a step, met: collectives over small byte strings, and what happens to the others.
 
-use std::ops::RangeInclusive;
-use std::thread;
+use std::os::unix::net::UnixStream;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::channel::Channel;
+use crate::core::{Fault, GRACE};
+use crate::counters::Counters;
 use crate::discovery::Identity;
 use crate::error::{Error, Result};
-use crate::message::{Collective, Message};
+use crate::event::{self, Event};
+use crate::leader;
+use crate::local::{self, Met};
+use crate::member::Member as Connection;
+use crate::message::{FromMember, Operation, ToMember, part_head};
+use crate::options::Options;
+use crate::process;
 use crate::secret::Secret;
-use crate::star::Star;
+use crate::table::Gathered;
 
 /// The longest part of one rank in a collective.
-const MOST_BYTES: usize = 1 << 20;
-/// What a message adds to the parts it carries.
-const OVERHEAD: usize = 16;
-/// Rank 0 waits for the others; they wait this much longer for rank 0, so that its better error reaches them.
-const GRACE: Duration = Duration::from_secs(5);
-/// How long rank 0 tries to tell others why it gives up.
+pub(crate) const MOST_BYTES: usize = 1 << 20;
+/// The longest card.
+const MOST_CARD: usize = 4096;
+/// A rank's place, before its card.
+const PLACE: usize = 8;
+/// A rank waits this much longer for its leader than that for the others, so that the leader's better error reaches it.
+const LONGER: Duration = Duration::from_secs(3);
+/// How often a waiting rank looks whether its leader is stopped.
+const LOOK: Duration = Duration::from_secs(1);
+/// How long a last message may take.
 const LAST_WORDS: Duration = Duration::from_secs(1);
-/// Pause of rank 0 while nobody's part has come.
-const PAUSE: Duration = Duration::from_micros(200);
-
-/// How long to wait, and where to meet.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Options {
-    /// How long joining may take. Default 60 s.
-    pub join: Duration,
-    /// How long a collective waits for its last rank. Default 300 s.
-    pub collective: Duration,
-    /// How long a caller may take to prove who it is. Default 5 s.
-    pub handshake: Duration,
-    /// The TCP ports that rank 0 may listen on, the same for every rank. Default 49152-65535 (RFC 6335's dynamic
-    /// ports); a firewall between compute nodes must let them through.
-    pub ports: RangeInclusive<u16>,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            join: Duration::from_secs(60),
-            collective: Duration::from_secs(300),
-            handshake: Duration::from_secs(5),
-            ports: 49_152..=65_535,
-        }
-    }
-}
 
 /// Where a rank runs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -57,20 +41,46 @@ pub struct Member {
 }
 
 /// This rank, joined with the others of its step.
+///
+/// Dropping it says that this rank needs the others no more, as [`leave`](Self::leave) does; while a panic unwinds it
+/// [`abort`](Self::abort)s instead.
 pub struct Bootstrap {
     identity: Identity,
-    members: Vec<Member>,
-    star: Option<Star>,
     options: Options,
-    round: u64,
-    /// Why a collective failed before: the ranks are no longer in step.
+    /// Every rank's place and card.
+    joined: Gathered,
+    leader: Option<Leader>,
+    /// The number of the next collective.
+    number: u64,
+    /// Why the exchange is over: the ranks are no longer in step.
     broken: Option<String>,
+    counters: Counters,
+}
+
+/// Whom this rank talks to.
+struct Leader {
+    connection: Connection,
+    /// Its process, 0 for this one.
+    process: i32,
+    /// Its rank, once it has said so.
+    rank: Option<u32>,
+    /// If it is this process.
+    thread: Option<JoinHandle<Option<Fault>>>,
 }
 
 impl Bootstrap {
     /// Finds out who this process is and meets the other ranks, with the secret of the environment: what a program
     /// calls at its beginning, best before it starts threads or other programs
     /// ([`Secret::take_from_environment`] says why). Once per process.
+    ///
+    /// ```
+    /// use roce_bootstrap::{Bootstrap, Options};
+    ///
+    /// let ranks = Bootstrap::init(&Options::default())?; // alone where no launcher started it
+    /// println!("rank {} of {}", ranks.rank(), ranks.size());
+    /// # assert_eq!((ranks.rank(), ranks.size()), (0, 1));
+    /// # Ok::<(), roce_bootstrap::Error>(())
+    /// ```
     ///
     /// # Errors
     /// As [`Identity::discover`], [`Secret::take_from_environment`] and [`join`](Self::join).
@@ -81,27 +91,54 @@ impl Bootstrap {
         Self::join(identity, secret.as_ref(), options)
     }
 
-    /// Meets the other ranks; returns when all of them are there. One rank alone needs no secret and no network.
+    /// Meets the other ranks; returns when all of them are there. One rank alone needs no secret and no network, ranks on one
+    /// node no network.
+    ///
+    /// ```
+    /// use roce_bootstrap::{Bootstrap, Identity, Options, Secret};
+    ///
+    /// let options = Options { card: b"10.1.1.7:4711".to_vec(), ..Options::default() };
+    /// let ranks = Bootstrap::join(Identity::alone("login1"), Some(&Secret::random()?), &options)?;
+    /// assert_eq!(ranks.card_of(0), Some(&b"10.1.1.7:4711"[..]));
+    /// # Ok::<(), roce_bootstrap::Error>(())
+    /// ```
     ///
     /// # Errors
-    /// [`Error::NoSecret`] for several ranks without one; on rank 0 [`Error::Listen`], and [`Error::Missing`] naming the
-    /// ranks that did not come; on others [`Error::NoRoot`], [`Error::Resolve`], and [`Error::Aborted`] with rank 0's
-    /// reason; [`Error::Lost`] for a rank that ended meanwhile.
+    /// [`Error::NoSecret`] for several ranks without one; [`Error::Local`] where this node's ranks can't meet;
+    /// [`Error::Missing`] naming ranks that did not come, or nodes that could not be reached and what was tried;
+    /// [`Error::Lost`] for a rank that ended meanwhile; [`Error::TooLong`] for the card.
     pub fn join(identity: Identity, secret: Option<&Secret>, options: &Options) -> Result<Self> {
+        let card = &options.card;
+        if card.len() > MOST_CARD {
+            return Err(Error::TooLong { what: "this rank's card", length: card.len(), most: MOST_CARD });
+        }
+        let place = [identity.node_index.to_be_bytes(), identity.local_rank.to_be_bytes()].concat();
+        let mine = [&place, card.as_slice()].concat();
         let deadline = Instant::now() + options.join;
-        let star = match (identity.size, secret) {
-            (1, _) => None,
+        let (leader, hello) = match (identity.size, secret) {
+            (1, _) => (None, None),
             (_, None) => return Err(Error::NoSecret),
-            (_, Some(secret)) => Some(Star::join(&identity, secret, options, deadline)?),
+            (_, Some(secret)) => {
+                let leader = Leader::find(&identity, secret, options, deadline)
+                    .map_err(|source| Error::Local { node: identity.node_name().to_owned(), source })?;
+                (Some(leader), Some(local::hello(&identity, secret)))
+            }
         };
-        let me = [identity.node_index.to_be_bytes(), identity.local_rank.to_be_bytes()].concat();
-        let mut joined =
-            Self { identity, members: Vec::new(), star, options: options.clone(), round: 0, broken: None };
-        let limit = deadline.saturating_duration_since(Instant::now()).max(GRACE);
-        let places = joined.collective(Collective::AllGather, &me, limit)?;
-        joined.members = joined.read_members(&places)?;
-        joined.name_channels();
-        Ok(joined)
+        let mut ranks = Self {
+            identity,
+            options: options.clone(),
+            joined: Gathered::alone(&mine),
+            leader,
+            number: 0,
+            broken: None,
+            counters: Counters::default(),
+        };
+        let first = hello.as_ref().map_or(&[][..], |hello| hello);
+        if let Some(joined) = ranks.collective(Operation::AllGather, first, &mine, options.join)? {
+            ranks.joined = joined;
+        }
+        ranks.check_places()?;
+        Ok(ranks)
     }
 
     /// Who this rank is.
@@ -110,228 +147,342 @@ impl Bootstrap {
         &self.identity
     }
 
-    /// Where every rank runs, by rank.
+    /// This rank, 0 to `size - 1`.
     #[must_use]
-    pub fn members(&self) -> &[Member] {
-        &self.members
+    pub fn rank(&self) -> u32 {
+        self.identity.rank
+    }
+
+    /// How many ranks.
+    #[must_use]
+    pub fn size(&self) -> u32 {
+        self.identity.size
+    }
+
+    /// Where a rank runs, `None` for a rank that does not exist.
+    #[must_use]
+    pub fn member(&self, rank: u32) -> Option<Member> {
+        let (&node, rest) = self.joined.get(rank)?.split_first_chunk()?;
+        let (&local, _) = rest.split_first_chunk()?;
+        Some(Member { node_index: u32::from_be_bytes(node), local_rank: u32::from_be_bytes(local) })
+    }
+
+    /// Where every rank runs, by rank.
+    pub fn members(&self) -> impl Iterator<Item = Member> {
+        // Every rank's place was checked.
+        (0..self.identity.size).filter_map(|rank| self.member(rank))
+    }
+
+    /// The ranks on this rank's node, in order.
+    pub fn local_ranks(&self) -> impl Iterator<Item = u32> {
+        let here = self.identity.node_index;
+        (0..).zip(self.members()).filter(move |(_, member)| member.node_index == here).map(|(rank, _)| rank)
     }
 
     /// The name of a rank's node, `?` for a rank that does not exist.
     #[must_use]
     pub fn node_of(&self, rank: u32) -> &str {
-        let member = self.members.get(rank as usize);
-        member
-            .and_then(|member| self.identity.nodes.get(member.node_index as usize))
-            .map_or("?", |node| &node.name)
+        self.member(rank).map_or("?", |member| self.node_name(member.node_index))
+    }
+
+    /// What a rank told with [`Options::card`], `None` for a rank that does not exist.
+    #[must_use]
+    pub fn card_of(&self, rank: u32) -> Option<&[u8]> {
+        self.joined.get(rank)?.get(PLACE..)
+    }
+
+    /// What this node's leader had done over the network when the last collective ended.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.counters
     }
 
     /// Every rank's bytes, by rank. Every rank must call it, with at most 1 MiB each.
     ///
+    /// ```
+    /// # use roce_bootstrap::{Bootstrap, Options};
+    /// # let mut ranks = Bootstrap::init(&Options::default())?;
+    /// let everyone = ranks.all_gather(b"my address")?;
+    /// for (rank, address) in everyone.iter().enumerate() {
+    ///     println!("rank {rank} is at {}", String::from_utf8_lossy(address));
+    /// }
+    /// assert_eq!(&everyone[0], b"my address");
+    /// # Ok::<(), roce_bootstrap::Error>(())
+    /// ```
+    ///
     /// # Errors
-    /// [`Error::TooLong`]; [`Error::Missing`] or [`Error::Aborted`] where a rank does not come in time;
-    /// [`Error::Lost`], [`Error::Tampered`], [`Error::OutOfStep`]. After an error no collective can follow.
-    pub fn all_gather(&mut self, mine: &[u8]) -> Result<Vec<Vec<u8>>> {
-        self.collective(Collective::AllGather, mine, self.options.collective)
+    /// [`Error::TooLong`]; [`Error::Missing`] where a rank does not come in time; [`Error::Lost`], [`Error::Aborted`],
+    /// [`Error::OutOfStep`]. After any but the first no collective can follow.
+    pub fn all_gather(&mut self, mine: &[u8]) -> Result<Gathered> {
+        let gathered = self.collective(Operation::AllGather, &[], mine, self.options.collective)?;
+        Ok(gathered.unwrap_or_else(|| Gathered::alone(mine)))
     }
 
     /// Returns when every rank has called it.
     ///
+    /// ```
+    /// # use roce_bootstrap::{Bootstrap, Options};
+    /// # let mut ranks = Bootstrap::init(&Options::default())?;
+    /// ranks.barrier()?;
+    /// # Ok::<(), roce_bootstrap::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// As [`all_gather`](Self::all_gather).
     pub fn barrier(&mut self) -> Result<()> {
-        self.collective(Collective::Barrier, &[], self.options.collective).map(|_| ())
+        self.collective(Operation::Barrier, &[], &[], self.options.collective).map(|_| ())
     }
 
-    fn collective(&mut self, collective: Collective, mine: &[u8], limit: Duration) -> Result<Vec<Vec<u8>>> {
+    /// Rank `root`'s bytes, at most 1 MiB. Every rank must call it with the same `root`; what others than that one give is
+    /// not looked at.
+    ///
+    /// ```
+    /// # use roce_bootstrap::{Bootstrap, Options};
+    /// # let mut ranks = Bootstrap::init(&Options::default())?;
+    /// let seed = if ranks.rank() == 0 { &b"4711"[..] } else { &[] };
+    /// assert_eq!(ranks.broadcast(0, seed)?, b"4711");
+    /// # Ok::<(), roce_bootstrap::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`all_gather`](Self::all_gather), and [`Error::NoSuchRank`].
+    pub fn broadcast(&mut self, root: u32, bytes: &[u8]) -> Result<Vec<u8>> {
+        if root >= self.identity.size {
+            return Err(Error::NoSuchRank { rank: root, size: self.identity.size });
+        }
+        let mine = if root == self.identity.rank { bytes } else { &[] };
+        let gathered = self.collective(Operation::Broadcast { root }, &[], mine, self.options.collective)?;
+        Ok(gathered.map_or_else(|| mine.to_vec(), |gathered| gathered[0].to_vec()))
+    }
+
+    /// What happened to the others since this rank last looked, without waiting. A fault comes once; the exchange is
+    /// over then.
+    ///
+    /// ```
+    /// # use roce_bootstrap::{Bootstrap, Event, Options};
+    /// # let mut ranks = Bootstrap::init(&Options::default())?;
+    /// // Between two steps of a long computation:
+    /// if let Some(Event::Lost { rank, node, why }) = ranks.poll_event() {
+    ///     eprintln!("rank {rank:?} on {node} is gone: {why}");
+    /// }
+    /// # Ok::<(), roce_bootstrap::Error>(())
+    /// ```
+    pub fn poll_event(&mut self) -> Option<Event> {
+        if self.broken.is_some() {
+            return None;
+        }
+        let fault = match self.leader.as_mut()?.connection.receive(Instant::now()) {
+            Ok(None) => return None,
+            Ok(Some((ToMember::Fault(fault), _))) => fault,
+            Ok(Some((ToMember::Done { .. }, _))) => self.leader_fault("it answered what nobody asked"),
+            Err(error) => self.leader_fault(&describe(&error)),
+        };
+        let node = self.node_name(fault.node).to_owned();
+        self.broken = Some(event::error(&fault, &node).to_string());
+        Some(Event::new(&fault, &node))
+    }
+
+    /// Ends the exchange for every rank: whoever waits gets [`Error::Aborted`] with this rank's name and the reason, the
+    /// others see an [`Event::Aborted`].
+    pub fn abort(mut self, reason: &str) {
+        self.say_abort(reason);
+    }
+
+    /// Says that this rank needs the others no more, so that its end is no fault. Returns at once, except on the rank
+    /// that leads its node: that one carries the others' messages, and so waits until every rank of the job has left.
+    ///
+    /// ```
+    /// # use roce_bootstrap::{Bootstrap, Options};
+    /// # let ranks = Bootstrap::init(&Options::default())?;
+    /// ranks.leave()?;
+    /// # Ok::<(), roce_bootstrap::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// On a node's leader, what happened to the others while it waited.
+    pub fn leave(mut self) -> Result<()> {
+        let fault = self.say_bye();
+        match fault.filter(|_| self.broken.is_none()) {
+            Some(fault) => Err(event::error(&fault, self.node_name(fault.node))),
+            None => Ok(()),
+        }
+    }
+
+    fn node_name(&self, node: u32) -> &str {
+        self.identity.nodes.get(node as usize).map_or("?", |node| &node.name)
+    }
+
+    /// What a leader gave, `None` for a barrier and where there is no other rank.
+    fn collective(
+        &mut self,
+        operation: Operation,
+        first: &[u8],
+        mine: &[u8],
+        limit: Duration,
+    ) -> Result<Option<Gathered>> {
         if let Some(reason) = &self.broken {
             return Err(Error::Broken { reason: reason.clone() });
         }
         if mine.len() > MOST_BYTES {
             return Err(Error::TooLong { what: "this rank's part", length: mine.len(), most: MOST_BYTES });
         }
-        let round = self.round;
-        self.round += 1;
-        let gathered = match &mut self.star {
-            None => Ok(vec![mine.to_vec()]),
-            Some(Star::Leaf(root)) => ask(root, collective, round, mine, self.identity.size, limit),
-            Some(Star::Root(channels)) => {
-                let gathered = gather(channels, collective, round, mine, limit);
-                if let Err(error) = &gathered {
-                    abort(channels.iter_mut(), &error.to_string());
+        let number = self.number;
+        self.number += 1;
+        if self.leader.is_none() {
+            return Ok(None);
+        }
+        let result = self.ask(operation, number, first, mine, limit).and_then(|file| {
+            let Some(file) = file else { return Ok(None) };
+            let count = if operation == Operation::AllGather { self.identity.size as usize } else { 1 };
+            let mapped = Gathered::map(&file, count);
+            mapped.map(Some).map_err(|error| self.leader_error(&error.to_string()))
+        });
+        result.inspect_err(|error| self.broken = Some(error.to_string()))
+    }
+
+    /// Sends this rank's part and waits for the answer.
+    fn ask(
+        &mut self,
+        operation: Operation,
+        number: u64,
+        first: &[u8],
+        mine: &[u8],
+        limit: Duration,
+    ) -> Result<Option<std::os::fd::OwnedFd>> {
+        let start = Instant::now();
+        let deadline = start + limit + GRACE + LONGER;
+        let Some(leader) = &mut self.leader else { return Ok(None) };
+        let sent = leader.connection.send(first, &part_head(operation, number), mine, deadline);
+        let mut stopped_since = None;
+        loop {
+            let until = deadline.min(Instant::now() + LOOK);
+            // Where it could not be sent, the leader may have said why before it closed the connection.
+            let answer = match (leader.connection.receive(until), &sent) {
+                (Ok(answer), Ok(())) => answer,
+                (Ok(answer @ Some((ToMember::Fault(_), _))), Err(_)) => answer,
+                (Err(error), _) => {
+                    let why = describe(&error);
+                    return Err(self.leader_error(&why));
                 }
-                gathered
-            }
-        };
-        gathered.inspect_err(|error| self.broken = Some(error.to_string()))
-    }
-
-    fn read_members(&self, places: &[Vec<u8>]) -> Result<Vec<Member>> {
-        let read = |(rank, place): (u32, &Vec<u8>)| {
-            let numbers = place.first_chunk::<8>().filter(|_| place.len() == 8);
-            let malformed = || Error::Malformed {
-                rank,
-                node: "?".to_owned(),
-                what: "its place in the step has not 8 bytes",
+                (Ok(_), Err(error)) => {
+                    let why = describe(error);
+                    return Err(self.leader_error(&why));
+                }
             };
-            let [a, b, c, d, e, f, g, h] = *numbers.ok_or_else(malformed)?;
-            Ok(Member {
-                node_index: u32::from_be_bytes([a, b, c, d]),
-                local_rank: u32::from_be_bytes([e, f, g, h]),
-            })
-        };
-        (0..).zip(places).map(read).collect()
-    }
-
-    /// From here on errors about a connection name the node too.
-    fn name_channels(&mut self) {
-        let names: Vec<String> = (0..self.identity.size).map(|rank| self.node_of(rank).to_owned()).collect();
-        if let Some(Star::Root(channels)) = &mut self.star {
-            for channel in channels {
-                let rank = channel.rank() as usize;
-                channel.set_node(&names[rank]);
+            match answer {
+                Some((ToMember::Fault(fault), _)) => {
+                    return Err(event::error(&fault, self.node_name(fault.node)));
+                }
+                Some((ToMember::Done { number: theirs, leader: rank, counters, .. }, file)) => {
+                    if theirs != number {
+                        return Err(self.leader_error("it answered what nobody asked"));
+                    }
+                    leader.rank = Some(rank);
+                    self.counters = counters;
+                    return Ok(file);
+                }
+                None if Instant::now() >= deadline => {
+                    let why = format!("it did not answer the {operation} within {:.1?}", start.elapsed());
+                    return Err(self.leader_error(&why));
+                }
+                None if leader.process != 0 && process::is_stopped(leader.process) => {
+                    let stopped = stopped_since.get_or_insert_with(Instant::now).elapsed();
+                    if stopped >= self.options.stopped {
+                        let process = leader.process;
+                        let why = format!("its process {process} has been stopped for {stopped:.0?}");
+                        return Err(self.leader_error(&why));
+                    }
+                }
+                None => stopped_since = None,
             }
         }
     }
-}
 
-/// Rank 0: takes every rank's part, in the order they come, then sends everyone the table.
-fn gather(
-    channels: &mut [Channel],
-    collective: Collective,
-    round: u64,
-    mine: &[u8],
-    limit: Duration,
-) -> Result<Vec<Vec<u8>>> {
-    let start = Instant::now();
-    let deadline = start + limit;
-    let mut parts: Vec<Option<Vec<u8>>> = channels.iter().map(|_| None).collect();
-    while parts.iter().any(Option::is_none) {
-        let mut came = false;
-        for (channel, part) in channels.iter_mut().zip(&mut parts).filter(|(_, part)| part.is_none()) {
-            if channel.is_ready()? {
-                came = true;
-                *part = Some(take_part(channel, collective, round, deadline)?);
+    /// The leader is at fault.
+    fn leader_fault(&self, why: &str) -> Fault {
+        let rank = self.leader.as_ref().and_then(|leader| leader.rank);
+        let text = if rank.is_some() { why.to_owned() } else { format!("the rank that leads there: {why}") };
+        Fault { kind: crate::core::FaultKind::Lost, rank, node: self.identity.node_index, text }
+    }
+
+    fn leader_error(&self, why: &str) -> Error {
+        event::error(&self.leader_fault(why), self.identity.node_name())
+    }
+
+    /// Every rank must have told a place that exists.
+    fn check_places(&self) -> Result<()> {
+        let nodes = self.identity.nodes.len();
+        for rank in 0..self.identity.size {
+            if self.member(rank).is_none_or(|member| member.node_index as usize >= nodes) {
+                let what = "told a place that does not exist; do all ranks run the same build?".to_owned();
+                return Err(Error::OutOfStep { rank: Some(rank), node: "?".to_owned(), what });
             }
         }
-        if !came && Instant::now() >= deadline {
-            let waiting = channels.iter().zip(&parts).filter(|(_, part)| part.is_none());
-            let ranks = list_ranks(waiting.map(|(channel, _)| (channel.rank(), Some(channel.node()))));
-            let what =
-                if collective == Collective::Barrier { "reach the barrier" } else { "reach the all_gather" };
-            return Err(Error::Missing { ranks, what, waited: start.elapsed(), refused: String::new() });
-        }
-        if !came {
-            thread::sleep(PAUSE);
-        }
+        Ok(())
     }
-    let parts: Vec<Vec<u8>> = std::iter::once(mine.to_vec()).chain(parts.into_iter().flatten()).collect();
-    let table = Message::Table { round, parts };
-    for channel in channels.iter_mut() {
-        channel.send(&table, deadline.max(Instant::now() + GRACE))?;
+
+    fn say_abort(&mut self, reason: &str) {
+        let Some(leader) = self.leader.take() else { return };
+        let message = FromMember::Abort { reason: reason.to_owned() }.encode();
+        // Where it can't be said, the connection's end says nearly the same.
+        let _ = leader.connection.send(&[], &message, &[], Instant::now() + LAST_WORDS);
+        leader.end();
     }
-    match table {
-        Message::Table { parts, .. } => Ok(parts),
-        Message::Part { .. } | Message::Abort { .. } => unreachable!("it was made as a table above"),
+
+    fn say_bye(&mut self) -> Option<Fault> {
+        let leader = self.leader.take()?;
+        let message = FromMember::Bye.encode();
+        // Where it can't be said, the exchange is over already.
+        let _ = leader.connection.send(&[], &message, &[], Instant::now() + LAST_WORDS);
+        leader.end()
     }
 }
 
-fn take_part(
-    channel: &mut Channel,
-    collective: Collective,
-    round: u64,
-    deadline: Instant,
-) -> Result<Vec<u8>> {
-    // A frame that has begun gets a moment to end even when the deadline is near.
-    let deadline = deadline.max(Instant::now() + LAST_WORDS);
-    let theirs = match channel.receive(MOST_BYTES + OVERHEAD, deadline)? {
-        Message::Part { collective: theirs, round: number, bytes } => {
-            if (theirs, number) == (collective, round) {
-                return Ok(bytes);
+impl Drop for Bootstrap {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.say_abort("it panicked");
+        } else {
+            self.say_bye();
+        }
+    }
+}
+
+impl Leader {
+    fn find(
+        identity: &Identity,
+        secret: &Secret,
+        options: &Options,
+        deadline: Instant,
+    ) -> std::io::Result<Self> {
+        match local::meet(identity, secret, deadline)? {
+            Met::Member(stream, process) => {
+                let connection = Connection::new(stream.into());
+                Ok(Self { connection, process, rank: None, thread: None })
             }
-            format!("{} number {number}", theirs.name())
+            Met::Leader(listener) => {
+                let (ours, theirs) = UnixStream::pair()?;
+                let (identity, secret, options) = (identity.clone(), secret.clone(), options.clone());
+                let thread = leader::start(identity, secret, options, listener, theirs)?;
+                let connection = Connection::new(ours.into());
+                Ok(Self { connection, process: 0, rank: None, thread: Some(thread) })
+            }
         }
-        Message::Abort { reason } => return Err(Error::Aborted { reason }),
-        Message::Table { .. } => "a table".to_owned(),
-    };
-    Err(out_of_step(channel, theirs, collective, round))
-}
+    }
 
-/// Any other rank: sends its part to rank 0 and waits for the table.
-fn ask(
-    root: &mut Channel,
-    collective: Collective,
-    round: u64,
-    mine: &[u8],
-    size: u32,
-    limit: Duration,
-) -> Result<Vec<Vec<u8>>> {
-    let start = Instant::now();
-    let deadline = start + limit + GRACE;
-    let part = Message::Part { collective, round, bytes: mine.to_vec() };
-    let sent = root.send(&part, deadline);
-    let most = (MOST_BYTES + OVERHEAD).saturating_mul(size as usize);
-    let answer = match (sent, root.receive(most, deadline)) {
-        // Rank 0 may have said why before it closed the connection.
-        (_, Ok(answer)) => answer,
-        (Err(error), Err(_)) => return Err(error),
-        (Ok(()), Err(Error::Lost { source, .. })) if source.kind() == std::io::ErrorKind::TimedOut => {
-            let (node, operation) = (root.node().to_owned(), collective.name());
-            return Err(Error::Silent { node, operation, waited: start.elapsed() });
-        }
-        (Ok(()), Err(error)) => return Err(error),
-    };
-    match answer {
-        Message::Table { round: number, parts } if number == round && parts.len() == size as usize => {
-            Ok(parts)
-        }
-        Message::Abort { reason } => Err(Error::Aborted { reason }),
-        Message::Table { round: number, parts } => {
-            let theirs = format!("a table of {} parts, number {number}", parts.len());
-            Err(out_of_step(root, theirs, collective, round))
-        }
-        Message::Part { .. } => Err(out_of_step(root, "a part of its own".to_owned(), collective, round)),
+    /// Closes the connection; if this process leads its node, waits until it no longer has to.
+    fn end(self) -> Option<Fault> {
+        drop(self.connection);
+        // A panic there was printed there.
+        self.thread.and_then(|thread| thread.join().ok().flatten())
     }
 }
 
-fn out_of_step(channel: &Channel, theirs: String, collective: Collective, round: u64) -> Error {
-    let ours = format!("{} number {round}", collective.name());
-    Error::OutOfStep { rank: channel.rank(), node: channel.node().to_owned(), theirs, ours }
-}
-
-/// Tells ranks why there will be no answer.
-pub(crate) fn abort<'a>(channels: impl Iterator<Item = &'a mut Channel>, reason: &str) {
-    let message = Message::Abort { reason: reason.to_owned() };
-    let deadline = Instant::now() + LAST_WORDS;
-    for channel in channels {
-        // Whoever cannot be told sees the connection end instead.
-        let _ = channel.send(&message, deadline);
-    }
-}
-
-/// `rank 3`, or `ranks 3 (vm2), 4 (vm2) and 12 others`.
-pub(crate) fn list_ranks<'a>(ranks: impl Iterator<Item = (u32, Option<&'a str>)>) -> String {
-    let named = |(rank, node): (u32, Option<&str>)| match node {
-        Some(node) => format!("{rank} ({node})"),
-        None => rank.to_string(),
-    };
-    let mut all: Vec<String> = ranks.map(named).collect();
-    let more = all.len().saturating_sub(8);
-    all.truncate(8);
-    let plural = if all.len() + more == 1 { "rank" } else { "ranks" };
-    let others = if more == 0 { String::new() } else { format!(" and {more} others") };
-    format!("{plural} {}{others}", all.join(", "))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn long_lists_of_ranks_are_cut() {
-        assert_eq!(list_ranks([(3, Some("vm2"))].into_iter()), "rank 3 (vm2)");
-        assert_eq!(
-            list_ranks((1..=10).map(|rank| (rank, None))),
-            "ranks 1, 2, 3, 4, 5, 6, 7, 8 and 2 others"
-        );
+fn describe(error: &std::io::Error) -> String {
+    match error.kind() {
+        std::io::ErrorKind::UnexpectedEof
+        | std::io::ErrorKind::BrokenPipe
+        | std::io::ErrorKind::ConnectionReset => "its process ended without leaving".to_owned(),
+        _ => error.to_string(),
     }
 }

@@ -1,5 +1,4 @@
 use std::io;
-use std::time::Duration;
 
 /// What this crate's calls return.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -65,97 +64,39 @@ pub enum Error {
     /// The operating system gave no random bytes.
     #[error("no random bytes from the operating system: {0}")]
     Random(String),
-    /// Rank 0 could not listen.
-    #[error(
-        "rank 0 ({node}) found no free port among {ports}: every one is in use, or the range is not allowed here"
-    )]
-    Listen {
-        /// Rank 0's node.
+    /// The ranks of one node could not meet.
+    #[error("the ranks on {node} can't meet over a Unix socket")]
+    Local {
+        /// This node.
         node: String,
-        /// The candidates.
-        ports: String,
-        /// What the last one answered.
+        /// Why.
         source: io::Error,
     },
-    /// A node's name has no address.
-    #[error(
-        "rank {rank} could not find an address of {node}, where rank 0 runs: {reason}; check DNS or /etc/hosts"
-    )]
-    Resolve {
-        /// This rank.
-        rank: u32,
-        /// The name.
-        node: String,
-        /// The resolver's words.
-        reason: String,
-    },
-    /// Rank 0 was not found in time.
-    #[error(
-        "rank {rank} could not reach rank 0 on {node} within {waited:.1?}; tried {tried}. Did rank 0 start and call init, do all \
-         ranks have the same SLURM_ROCE_SECRET, and does a firewall let these ports through?"
-    )]
-    NoRoot {
-        /// This rank.
-        rank: u32,
-        /// Rank 0's node.
-        node: String,
-        /// How long it tried.
-        waited: Duration,
-        /// Each candidate's last answer.
-        tried: String,
-    },
-    /// Ranks that did not come in time.
-    #[error("{ranks} did not {what} within {waited:.1?}{refused}; did they start, and did they fail before?")]
+    /// Ranks that did not come in time, or could not be reached.
+    #[error("{reason}")]
     Missing {
-        /// As in `rank 3` or `ranks 3, 4 and 12 others`; with node names once these are known.
-        ranks: String,
-        /// What they should have done.
-        what: &'static str,
-        /// How long rank 0 waited.
-        waited: Duration,
-        /// Empty, or a note on callers that could not prove who they are.
-        refused: String,
-    },
-    /// A connection ended or broke.
-    #[error("the connection to rank {rank} ({node}) broke: it ended, or its node is gone")]
-    Lost {
-        /// The other rank.
-        rank: u32,
-        /// Its node, or `?` before it is known.
-        node: String,
-        /// What the socket said.
-        source: io::Error,
-    },
-    /// Rank 0 did not answer a collective in time.
-    #[error("rank 0 ({node}) did not answer {operation} within {waited:.1?}")]
-    Silent {
-        /// Rank 0's node.
-        node: String,
-        /// Which collective.
-        operation: &'static str,
-        /// How long was waited.
-        waited: Duration,
-    },
-    /// Rank 0 told everyone why a collective failed.
-    #[error("the exchange failed: {reason}")]
-    Aborted {
-        /// Rank 0's words.
+        /// Who did not come, what was tried, and what to look at.
         reason: String,
     },
-    /// The other end did not prove that it knows the secret.
-    #[error(
-        "whoever answered does not know this step's secret: another job's process, or other values of SLURM_ROCE_SECRET"
-    )]
-    NotAuthentic,
-    /// A frame that was changed, repeated or made up on the way.
-    #[error(
-        "a frame from rank {rank} ({node}) is not authentic: it was changed, repeated or made up on the way"
-    )]
-    Tampered {
-        /// The rank it claims to be from.
-        rank: u32,
+    /// A rank is gone without having left.
+    #[error("{} is lost: {why}", who(*.rank, .node))]
+    Lost {
+        /// Which; `None` where it was lost before it could say.
+        rank: Option<u32>,
         /// Its node.
         node: String,
+        /// What was noticed.
+        why: String,
+    },
+    /// A rank called [`abort`](crate::Bootstrap::abort).
+    #[error("{} gave up: {reason}", who(*.rank, .node))]
+    Aborted {
+        /// Which.
+        rank: Option<u32>,
+        /// Its node.
+        node: String,
+        /// Its words.
+        reason: String,
     },
     /// A frame or contribution longer than allowed.
     #[error("{what} of {length} bytes is longer than the {most} allowed")]
@@ -168,30 +109,22 @@ pub enum Error {
         most: usize,
     },
     /// The ranks' programs disagree.
-    #[error(
-        "rank {rank} ({node}) is at {theirs} while this rank is at {ours}: every rank must call the same collectives in the same order"
-    )]
+    #[error("{} {what}: every rank must call the same collectives in the same order", who(*.rank, .node))]
     OutOfStep {
-        /// The other rank.
-        rank: u32,
+        /// One that does something else than the others.
+        rank: Option<u32>,
         /// Its node.
         node: String,
-        /// What it does.
-        theirs: String,
-        /// What this rank does.
-        ours: String,
+        /// What it does, and what the others do.
+        what: String,
     },
-    /// A message that no version of this crate writes.
-    #[error(
-        "a message from rank {rank} ({node}) could not be read: {what}; do all ranks run the same build?"
-    )]
-    Malformed {
-        /// The sender.
+    /// A rank that is none.
+    #[error("there is no rank {rank} among {size}")]
+    NoSuchRank {
+        /// The number.
         rank: u32,
-        /// Its node.
-        node: String,
-        /// What is wrong.
-        what: &'static str,
+        /// How many ranks there are.
+        size: u32,
     },
     /// An earlier collective failed, so the ranks are no longer in step.
     #[error("an earlier exchange failed ({reason}), so no other can follow")]
@@ -199,12 +132,9 @@ pub enum Error {
         /// What that one said.
         reason: String,
     },
-    /// A socket call failed.
-    #[error("{what} failed")]
-    Socket {
-        /// Which.
-        what: &'static str,
-        /// Why.
-        source: io::Error,
-    },
+}
+
+/// `rank 3 (vm2)`, or `a rank on vm2`.
+fn who(rank: Option<u32>, node: &str) -> String {
+    rank.map_or_else(|| format!("a rank on {node}"), |rank| format!("rank {rank} ({node})"))
 }

@@ -18,7 +18,7 @@ pub const SECRET_VARIABLE: &str = "SLURM_ROCE_SECRET";
 /// Whether this process has taken it out of its environment.
 static TAKEN: AtomicBool = AtomicBool::new(false);
 
-/// How many ports rank 0 may try.
+/// How many ports a node's leader may try.
 const CANDIDATES: u32 = 16;
 
 /// 32 bytes that only the ranks of one step know. Overwritten when dropped, never printed.
@@ -90,13 +90,19 @@ impl Secret {
         &self.0
     }
 
-    /// The ports that rank 0 of this step tries, in order, without repetition.
-    pub(crate) fn candidate_ports(&self, job: u32, step: u32, ports: &RangeInclusive<u16>) -> Vec<u16> {
+    /// The ports that a node's leader tries, in order, without repetition.
+    pub(crate) fn candidate_ports(
+        &self,
+        job: u32,
+        step: u32,
+        node: u32,
+        ports: &RangeInclusive<u16>,
+    ) -> Vec<u16> {
         let span = u64::from(ports.end().saturating_sub(*ports.start())) + 1;
         let mut seen = BTreeSet::new();
         let port = |attempt: u32| {
-            let parts = [&b"port"[..], &job.to_be_bytes(), &step.to_be_bytes(), &attempt.to_be_bytes()];
-            let [a, b, c, d, e, f, g, h, ..] = authenticate(self.bytes(), &parts);
+            let numbers = [job, step, node, attempt].map(u32::to_be_bytes).concat();
+            let [a, b, c, d, e, f, g, h, ..] = authenticate(self.bytes(), &[b"port", &numbers]);
             let offset = u64::from_be_bytes([a, b, c, d, e, f, g, h]) % span;
             // `offset` is below `span`, which is at most 65,536.
             ports.start().saturating_add(u16::try_from(offset).unwrap_or(0))
@@ -170,12 +176,13 @@ mod tests {
     #[test]
     fn candidate_ports_are_the_same_for_all_and_differ_between_steps() {
         let range = 49152..=65535;
-        let ports = secret(1).candidate_ports(7, 0, &range);
-        assert_eq!(ports, secret(1).candidate_ports(7, 0, &range));
-        assert_ne!(ports, secret(1).candidate_ports(7, 1, &range));
-        assert_ne!(ports, secret(2).candidate_ports(7, 0, &range));
+        let ports = secret(1).candidate_ports(7, 0, 0, &range);
+        assert_eq!(ports, secret(1).candidate_ports(7, 0, 0, &range));
+        assert_ne!(ports, secret(1).candidate_ports(7, 1, 0, &range));
+        assert_ne!(ports, secret(1).candidate_ports(7, 0, 1, &range));
+        assert_ne!(ports, secret(2).candidate_ports(7, 0, 0, &range));
         assert!(ports.len() > 10 && ports.iter().all(|port| range.contains(port)));
-        assert_eq!(secret(1).candidate_ports(7, 0, &(5000..=5000)), [5000]);
-        assert_eq!(secret(1).candidate_ports(7, 0, &(0..=u16::MAX)).len(), 16);
+        assert_eq!(secret(1).candidate_ports(7, 0, 0, &(5000..=5000)), [5000]);
+        assert_eq!(secret(1).candidate_ports(7, 0, 0, &(0..=u16::MAX)).len(), 16);
     }
 }

@@ -16,8 +16,8 @@ fn main() -> anyhow::Result<()> {
     let process = std::process::id();
     let processes = ranks.all_gather(&process.to_be_bytes())?;
     if rank == 0 {
-        for (rank, process) in (0..).zip(processes) {
-            let process = u32::from_be_bytes(process.as_slice().try_into()?);
+        for (rank, process) in (0..).zip(processes.iter()) {
+            let process = u32::from_be_bytes(process.try_into()?);
             println!("rank {rank} of {size}: {} process {process}", ranks.node_of(rank));
         }
     }

@@ -83,8 +83,7 @@ fn member() {
     }
     let mut ranks = Bootstrap::init(&Options::default()).unwrap();
     let all = ranks.all_gather(&ranks.identity().rank.to_be_bytes()).unwrap();
-    let all: Vec<u32> =
-        all.iter().map(|rank| u32::from_be_bytes(rank.as_slice().try_into().unwrap())).collect();
+    let all: Vec<u32> = all.iter().map(|rank| u32::from_be_bytes(rank.try_into().unwrap())).collect();
     println!("\nrank {} met {all:?} on {}", ranks.identity().rank, ranks.node_of(2));
     ranks.barrier().unwrap();
 }
