@@ -36,7 +36,7 @@ fn table(all: &[Measured], setting: &str) -> String {
     let mut text = format!("Milliseconds, median (minimum-maximum). {setting}.\n\n");
     text += &row(["ranks".to_owned()].into_iter().chain(names).collect());
     text += &row(vec!["---:".to_owned(); PEERS.len() + 2]);
-    for Measured { ranks, ours, theirs } in all {
+    for Measured { ranks, ours, theirs, .. } in all {
         let cell = |times: &Result<Vec<f64>, String>| {
             times.as_ref().map_or("not measured".to_owned(), |times| show(times))
         };
@@ -97,6 +97,8 @@ mod tests {
         let measured = Measured {
             ranks: 32,
             ours: vec![1.0, 3.0, 2.0],
+            rounds: 3,
+            connections: 6,
             theirs: [Ok(vec![40.0]), Err("no plugin".to_owned()), Ok(vec![7.0])],
         };
         let text = table(&[measured], "here");

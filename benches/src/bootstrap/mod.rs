@@ -54,6 +54,9 @@ const PEERS: [Peer; 3] = [
 struct Measured {
     ranks: usize,
     ours: Vec<f64>,
+    /// The most that any node needed in any of our steps.
+    rounds: u32,
+    connections: u32,
     theirs: [Result<Vec<f64>, String>; PEERS.len()],
 }
 
@@ -83,20 +86,29 @@ pub(crate) fn run(rounds: usize, ranks: &[usize], docs: Option<&Path>) -> Result
 /// All peers in turns. A peer that fails is left out from there on, with its reason; ours must not fail, nor what it has
 /// promised to be faster than.
 fn measure(cluster: &Cluster, ranks: usize, rounds: usize) -> Result<Measured> {
-    let mut measured = Measured { ranks, ours: Vec::new(), theirs: [const { Ok(Vec::new()) }; PEERS.len()] };
+    let mut measured = Measured {
+        ranks,
+        ours: Vec::new(),
+        rounds: 0,
+        connections: 0,
+        theirs: [const { Ok(Vec::new()) }; PEERS.len()],
+    };
     let all = 1 + PEERS.len();
     for round in 0..rounds + WARM_UP {
         // Another one begins in each round, so that none always profits from what went before.
         for at in (0..all).map(|turn| (turn + round) % all) {
             let timed = round >= WARM_UP;
             let Some(peer) = at.checked_sub(1) else {
-                let time = step::run(cluster, &OURS, ranks)?;
-                measured.ours.extend(timed.then_some(time));
+                let step = step::run(cluster, &OURS, ranks)?;
+                measured.ours.extend(timed.then_some(step.ms));
+                ensure!(step.rounds > 0 && step.connections > 0, "ours counted neither rounds nor connections");
+                measured.rounds = measured.rounds.max(step.rounds);
+                measured.connections = measured.connections.max(step.connections);
                 continue;
             };
             let Ok(times) = &mut measured.theirs[peer] else { continue };
             match step::run(cluster, &PEERS[peer], ranks) {
-                Ok(time) => times.extend(timed.then_some(time)),
+                Ok(step) => times.extend(timed.then_some(step.ms)),
                 Err(error) if ranks == PROMISED.0 && peer == 0 => {
                     return Err(error).with_context(|| format!("{} at {ranks} ranks", PEERS[peer].name));
                 }
@@ -123,12 +135,23 @@ fn print(measured: &Measured) {
 }
 
 fn cases(measured: Measured) -> Vec<Case> {
-    let Measured { ranks, ours, theirs } = measured;
+    let Measured { ranks, ours, rounds, connections, theirs } = measured;
+    // Counted, not measured, and so compared with what theory allows.
+    let most = NODES.next_power_of_two().ilog2();
+    let counted = |what: &str, unit, ours: u32, limit: u32| {
+        let (ours, limit) = (vec![f64::from(ours)], vec![f64::from(limit)]);
+        let (name, peer) = (format!("{what} of a node, {ranks} ranks"), format!("limit for {NODES} nodes"));
+        Case::less_is_better(&name, &peer, unit, ours, limit, Some(1.0))
+    };
+    let counted = [
+        counted("rounds", "rounds", rounds, most),
+        counted("connections", "connections", connections, 2 * most),
+    ];
     let measured = PEERS.iter().enumerate().zip(theirs).filter_map(|(peer, times)| Some((peer, times.ok()?)));
     let case = |((number, peer), times): ((usize, &Peer), _)| {
         let goal = if number == 0 && ranks == PROMISED.0 { PROMISED.1 } else { 1.0 };
         let name = format!("everyone's 64 bytes, {ranks} ranks");
         Case::less_is_better(&name, peer.name, "ms", ours.clone(), times, Some(goal))
     };
-    measured.map(case).collect()
+    measured.map(case).chain(counted).collect()
 }

@@ -1,5 +1,6 @@
 //! One rank of `cargo xtask bench bootstrap`: learns everyone's 64 bytes in the way that it is told, and appends one line to a
-//! report: its rank, when it started and when it knew, in nanoseconds of CLOCK_MONOTONIC.
+//! report: its rank, when it started and when it knew, in nanoseconds of CLOCK_MONOTONIC; and, of ours, how many rounds and
+//! connections its node needed.
 //!
 //! The clock starts directly before the first call of the library (which has been loaded before) and stops when
 //! everyone's bytes are in this process. What they are is checked after that, and the library is told to end after the
@@ -29,8 +30,19 @@ trait Exchange {
     /// From the library's first call until everyone's bytes are here.
     fn run(&mut self) -> Result<Known>;
 
+    /// What this rank's node did over the network meanwhile, where it is counted.
+    fn network(&self) -> Option<Network> {
+        None
+    }
+
     /// What a good program does at its end.
     fn end(self: Box<Self>) -> Result<()>;
+}
+
+/// What one node's leader needed to talk to the others.
+struct Network {
+    rounds: u64,
+    connections: u64,
 }
 
 /// What a rank knows after the exchange.
@@ -75,7 +87,8 @@ fn main() -> Result<()> {
     }
     ensure!(bytes.is_none_or(|all| all.len() == LENGTH * found), "not everyone's bytes");
     // One write, so that the lines of all ranks stay whole.
-    report.write_all(format!("{rank} {start} {end}\n").as_bytes())?;
+    let counted = exchange.network().map(|network| format!(" {} {}", network.rounds, network.connections));
+    report.write_all(format!("{rank} {start} {end}{}\n", counted.unwrap_or_default()).as_bytes())?;
     exchange.end()
 }
 
