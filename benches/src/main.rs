@@ -30,10 +30,11 @@ fn main() -> Result<ExitCode> {
         ["plugin", output, rounds, host] => {
             plugin::run(rounds.parse()?, Path::new(host))?.finish(Path::new(output))
         }
-        ["bootstrap", output, rounds, ranks, ref docs @ ..] => {
+        ["bootstrap", output, rounds, ranks, only, ref docs @ ..] => {
             let ranks: Vec<usize> = ranks.split(',').map(str::parse).collect::<Result<_, _>>()?;
+            let only: Vec<&str> = only.split(',').filter(|word| !word.is_empty()).collect();
             let docs = docs.first().map(Path::new);
-            bootstrap::run(rounds.parse()?, &ranks, docs)?.finish(Path::new(output))
+            bootstrap::run(rounds.parse()?, &ranks, &only, docs)?.finish(Path::new(output))
         }
         _ => bail!("usage: roce-bench plan|plugin|bootstrap FILE.json ... (cargo xtask bench does it)"),
     }

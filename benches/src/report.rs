@@ -27,6 +27,9 @@ pub(crate) struct Case {
     pub(crate) ratio: f64,
     /// What the ratio has to reach, where something was promised.
     pub(crate) goal: Option<f64>,
+    /// What a reader of the figures has to know: that one is a bound, that there are fewer rounds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) note: Option<String>,
 }
 
 impl Case {
@@ -34,7 +37,16 @@ impl Case {
     pub(crate) fn times(case: &str, peer: &str, ours: Vec<f64>, theirs: Vec<f64>, goal: Option<f64>) -> Self {
         let paired = ours.iter().zip(theirs.iter().cycle()).map(|(ours, theirs)| theirs / ours);
         let ratio = median(&paired.collect::<Vec<_>>());
-        Self { case: case.to_owned(), peer: peer.to_owned(), unit: "us", ours, theirs, ratio, goal }
+        Self {
+            case: case.to_owned(),
+            peer: peer.to_owned(),
+            unit: "us",
+            ours,
+            theirs,
+            ratio,
+            goal,
+            note: None,
+        }
     }
 
     /// As [`Case::times`], in another unit.
@@ -64,15 +76,17 @@ impl Report {
         );
         for case in &self.cases {
             let goal = case.goal.map_or("-".to_owned(), |goal| format!("{goal:.2}"));
+            let note = case.note.as_ref().map(|note| format!("  [{note}]"));
             println!(
-                "{:<52} {:<34} {:>26} {:>26} {:>8.2} {:>6}{}",
+                "{:<52} {:<34} {:>26} {:>26} {:>8.2} {:>6}{}{}",
                 case.case,
                 case.peer,
                 format!("{} {}", show(&case.ours), case.unit),
                 show(&case.theirs),
                 case.ratio,
                 goal,
-                if case.holds() { "" } else { "  MISSED" }
+                if case.holds() { "" } else { "  MISSED" },
+                note.unwrap_or_default()
             );
         }
         let json = serde_json::to_string_pretty(self)?;

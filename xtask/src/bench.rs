@@ -30,6 +30,9 @@ pub(crate) struct Arguments {
     /// How many ranks `bootstrap` starts
     #[arg(long, value_delimiter = ',', default_values_t = [32, 64, 128, 256, 512])]
     ranks: Vec<usize>,
+    /// Whom `bootstrap` is compared with: pmi2, pmix, mpi (all)
+    #[arg(long, value_delimiter = ',')]
+    peers: Vec<String>,
     /// Write what `bootstrap` measures into docs/bootstrap.md and docs/images too
     #[arg(long)]
     docs: bool,
@@ -87,7 +90,7 @@ fn bootstrap(arguments: &Arguments, progress: &Progress, interrupt: &Interrupt) 
     let ranks = arguments.ranks.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
     let mut command = tied_as_root("nice");
     command.args(["-n", "-15"]).arg(bench).args(["bootstrap", "target/bench/bootstrap.json"]);
-    command.args([arguments.rounds.unwrap_or(10).to_string(), ranks]);
+    command.args([arguments.rounds.unwrap_or(10).to_string(), ranks, arguments.peers.join(",")]);
     command.args(arguments.docs.then_some("docs"));
     Ok(command)
 }

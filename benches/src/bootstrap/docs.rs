@@ -5,7 +5,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use super::{Measured, OURS, PEERS};
+use super::measured::{Measured, Theirs};
+use super::{OURS, PEERS, figure, show};
 use crate::plot::{Curve, Plot, Point};
 use crate::report::{median, spread};
 
@@ -37,25 +38,17 @@ fn table(all: &[Measured], setting: &str) -> String {
     text += &row(["ranks".to_owned()].into_iter().chain(names).collect());
     text += &row(vec!["---:".to_owned(); PEERS.len() + 2]);
     for Measured { ranks, ours, theirs, .. } in all {
-        let cell = |times: &Result<Vec<f64>, String>| {
-            times.as_ref().map_or("not measured".to_owned(), |times| show(times))
-        };
-        let cells = [ranks.to_string(), show(ours)].into_iter().chain(theirs.iter().map(cell));
+        let cells = [ranks.to_string(), show(ours)].into_iter().chain(theirs.iter().map(figure));
         text += &row(cells.collect());
     }
     for Measured { ranks, theirs, .. } in all {
-        for (peer, times) in PEERS.iter().zip(theirs) {
-            if let Err(reason) = times {
-                text += &format!("\n{} was not measured at {ranks} ranks: {reason}\n", peer.name);
+        for (peer, theirs) in PEERS.iter().zip(theirs) {
+            if let Some(note) = theirs.note() {
+                text += &format!("\n{} at {ranks} ranks: {note}.\n", peer.name);
             }
         }
     }
     text
-}
-
-fn show(times: &[f64]) -> String {
-    let (least, most) = spread(times);
-    format!("{:.1} ({least:.1}-{most:.1})", median(times))
 }
 
 fn plot(all: &[Measured], setting: &str) -> Plot {
@@ -68,8 +61,11 @@ fn plot(all: &[Measured], setting: &str) -> Plot {
         name: OURS.name.to_owned(),
         points: all.iter().map(|measured| point(measured.ranks, &measured.ours)).collect(),
     };
+    // A bound is no point of a curve.
+    let measured_point =
+        |ranks, theirs: &Theirs| (!theirs.times.is_empty()).then(|| point(ranks, &theirs.times));
     let theirs = PEERS.iter().enumerate().map(|(number, peer)| {
-        let measured = all.iter().filter_map(|all| Some(point(all.ranks, all.theirs[number].as_ref().ok()?)));
+        let measured = all.iter().filter_map(|all| measured_point(all.ranks, &all.theirs[number]));
         Curve { name: peer.name.to_owned(), points: measured.collect() }
     });
     Plot {
@@ -94,18 +90,17 @@ mod tests {
 
     #[test]
     fn who_could_not_be_measured_is_told_with_the_reason() {
-        let measured = Measured {
-            ranks: 32,
-            ours: vec![1.0, 3.0, 2.0],
-            rounds: 3,
-            connections: 6,
-            theirs: [Ok(vec![40.0]), Err("no plugin".to_owned()), Ok(vec![7.0])],
-        };
+        let mut measured = Measured::new(32);
+        measured.ours = vec![1.0, 3.0, 2.0];
+        measured.theirs[0].times = vec![40.0];
+        measured.theirs[1].stopped = Some("no plugin".to_owned());
+        measured.theirs[2].more_than = Some(19_500.2);
+        measured.theirs[2].stopped = Some("no end".to_owned());
         let text = table(&[measured], "here");
         assert!(
-            text.contains("| 32 | 2.0 (1.0-3.0) | 40.0 (40.0-40.0) | not measured | 7.0 (7.0-7.0) |"),
+            text.contains("| 32 | 2.0 (1.0-3.0) | 40.0 (40.0-40.0) | not measured | > 19500 |"),
             "{text}"
         );
-        assert!(text.contains("PMIx was not measured at 32 ranks: no plugin"), "{text}");
+        assert!(text.contains("PMIx at 32 ranks: not measured: no plugin."), "{text}");
     }
 }

@@ -1,7 +1,7 @@
 //! One step of Slurm, whose ranks each exchange once and report when.
 
 use std::io::Read;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use roce_bootstrap::{SECRET_VARIABLE, Secret};
@@ -10,11 +10,25 @@ use roce_cluster::{Cluster, run::program};
 use super::{NODES, Peer};
 use crate::stepd;
 
-/// Many times what the slowest peer takes.
-const LIMIT: Duration = Duration::from_secs(240);
+/// A rank ends itself after so many seconds, and its step with it: several times what any peer but MPI_Init takes.
+const RANK_LIMIT: Duration = Duration::from_secs(20);
+
+/// A step may take so long with all that Slurm does before and after.
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// The program of a rank, beside this one.
 const RANK: &str = "roce-bench-rank";
+
+/// Before the time at which a rank began, which it writes before its clock starts.
+const START: &str = "start ";
+
+/// How a step ended.
+pub(super) enum Outcome {
+    /// Everybody knew everybody.
+    Done(Step),
+    /// The ranks were ended before, but not before so many milliseconds were over since the last one's start.
+    Unfinished { more_than: f64 },
+}
 
 /// What one step showed.
 pub(super) struct Step {
@@ -26,7 +40,7 @@ pub(super) struct Step {
 }
 
 /// Runs it.
-pub(super) fn run(cluster: &Cluster, peer: &Peer, ranks: usize) -> Result<Step> {
+pub(super) fn run(cluster: &Cluster, peer: &Peer, ranks: usize) -> Result<Outcome> {
     let rank = std::env::current_exe()?.with_file_name(RANK);
     // In memory: what the first ranks write must not disturb the last ones much.
     let mut report = tempfile::Builder::new().prefix("roce-bench-").tempfile_in("/dev/shm")?;
@@ -34,18 +48,27 @@ pub(super) fn run(cluster: &Cluster, peer: &Peer, ranks: usize) -> Result<Step> 
     let (nodes, tasks, mpi) = (format!("-N{NODES}"), format!("-n{ranks}"), format!("--mpi={}", peer.mpi));
     let mut srun = program("srun")
         .limit(LIMIT)
-        .args([nodes.as_str(), &tasks, "--overcommit", &mpi, &rank, peer.word, &path, &ranks.to_string()])
+        .args([nodes.as_str(), &tasks, "--overcommit", "--kill-on-bad-exit=1", &mpi])
+        .args([rank.as_str(), peer.word, &path, &ranks.to_string(), &RANK_LIMIT.as_secs().to_string()])
         .env(SECRET_VARIABLE, &Secret::random()?.to_hex());
     for (name, value) in peer.variables {
         srun = srun.env(name, value);
     }
+    let begun = Instant::now();
     let ran = srun.run(cluster)?;
+    let took = begun.elapsed();
     // slurmstepd lives a little longer than srun; it must not run beside the next step.
     stepd::wait_for_none(cluster)?;
-    ensure!(ran.status == 0, "srun {mpi} {tasks}: exit code {}: {}", ran.status, first_line(&ran.stderr));
     let mut text = String::new();
     report.as_file_mut().read_to_string(&mut text)?;
-    read(&text, ranks).with_context(|| format!("srun {mpi} {tasks}"))
+    if ran.status != 0
+        && took >= RANK_LIMIT
+        && let Some(more_than) = unfinished(&text, ranks)
+    {
+        return Ok(Outcome::Unfinished { more_than });
+    }
+    ensure!(ran.status == 0, "srun {mpi} {tasks}: exit code {}: {}", ran.status, first_line(&ran.stderr));
+    read(&text, ranks).map(Outcome::Done).with_context(|| format!("srun {mpi} {tasks}"))
 }
 
 /// What is wrong, without the rest: every rank says it.
@@ -54,12 +77,23 @@ fn first_line(stderr: &str) -> &str {
     lines.find(|line| !line.is_empty()).unwrap_or("it says nothing")
 }
 
+/// For how many milliseconds the exchange went on at least, where it had no end, by the ranks' lines `start`: all had
+/// started, and the first that had ended itself when its time was over.
+fn unfinished(report: &str, ranks: usize) -> Option<f64> {
+    let starts = report.lines().filter_map(|line| line.strip_prefix(START)?.parse::<i64>().ok());
+    let starts: Vec<i64> = starts.collect();
+    let (first, last) = (starts.iter().min()?, starts.iter().max()?);
+    #[expect(clippy::cast_precision_loss, reason = "a difference far below 2^53")]
+    let ms = RANK_LIMIT.as_secs_f64() * 1e3 - (last - first) as f64 / 1e6;
+    (starts.len() == ranks && ms > 0.0).then_some(ms)
+}
+
 /// From the ranks' lines `rank start end [rounds connections]`, the times in nanoseconds of one clock.
 fn read(report: &str, ranks: usize) -> Result<Step> {
     let mut seen = vec![false; ranks];
     let (mut start, mut end) = (i64::MIN, i64::MIN);
     let (mut rounds, mut connections) = (0, 0);
-    for line in report.lines() {
+    for line in report.lines().filter(|line| !line.starts_with(START)) {
         let numbers: Vec<i64> =
             line.split(' ').map(str::parse).collect::<Result<_, _>>().with_context(|| line.to_owned())?;
         let (rank, started, ended, counted) = match numbers[..] {
@@ -90,6 +124,19 @@ mod tests {
         assert!(read("1 5 9\n1 5 9\n", 2).is_err());
         assert!(read("0 5 9\n2 5 9\n", 2).is_err());
         assert!(read("0 5\n", 1).is_err());
+        assert!((read("start 3\n0 1000000 2000000\n", 1).unwrap().ms - 1.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_step_without_end_went_on_from_its_last_start_to_the_end_of_its_first_rank() {
+        let report = "start 4000000000\nstart 1000000000\n0 4000000000 5000000000\n";
+        assert!((unfinished(report, 2).unwrap() - 17_000.0).abs() < 1e-9);
+        assert_eq!(unfinished(report, 3), None, "one had not even started");
+        assert_eq!(
+            unfinished("start 1\nstart 30000000000\n", 2),
+            None,
+            "the first was gone before the last came"
+        );
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! One rank of `cargo xtask bench bootstrap`: learns everyone's 64 bytes in the way that it is told, and appends one line to a
-//! report: its rank, when it started and when it knew, in nanoseconds of CLOCK_MONOTONIC; and, of ours, how many rounds and
+//! One rank of `cargo xtask bench bootstrap`: learns everyone's 64 bytes in the way that it is told, and appends lines to a
+//! report: that it starts now; and its rank, when it started and when it knew, in nanoseconds of CLOCK_MONOTONIC; and, of ours, how many rounds and
 //! connections its node needed.
 //!
 //! The clock starts directly before the first call of the library (which has been loaded before) and stops when
@@ -18,9 +18,6 @@ use std::io::Write;
 use anyhow::{Context, Result, bail, ensure};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::alarm;
-
-/// Longer than a step may take, in seconds.
-const LIMIT_S: u32 = 300;
 
 /// What each rank tells the others.
 const LENGTH: usize = 64;
@@ -63,9 +60,14 @@ fn bytes_of(rank: usize) -> [u8; LENGTH] {
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [peer, report, size] = arguments.as_slice() else {
-        bail!("usage: roce-bench-rank ours|pmi2|pmix|mpi REPORT RANKS (cargo xtask bench bootstrap does it)");
+    let [peer, report, size, limit] = arguments.as_slice() else {
+        bail!(
+            "usage: roce-bench-rank ours|pmi2|pmix|mpi REPORT RANKS SECONDS (cargo xtask bench bootstrap does it)"
+        );
     };
+    // It ends by SIGALRM after so long: nothing else would get through to a rank that polls, and whoever started it may have been
+    // killed, and with it what would end the ranks.
+    let limit = limit.parse().with_context(|| format!("{limit:?} seconds"))?;
     let size: usize = size.parse().with_context(|| format!("{size:?} ranks"))?;
     let mut exchange: Box<dyn Exchange> = match peer.as_str() {
         "ours" => Box::new(ours::Ours::new()),
@@ -74,9 +76,9 @@ fn main() -> Result<()> {
         "mpi" => Box::new(mpi::Mpi::load()?),
         _ => bail!("{peer:?} is none of ours, pmi2, pmix, mpi"),
     };
-    // Whoever started the ranks may have been killed, and with it what would end them.
-    alarm::set(LIMIT_S);
     let mut report = File::options().append(true).open(report).with_context(|| report.clone())?;
+    alarm::set(limit);
+    report.write_all(format!("start {}\n", now()?).as_bytes())?;
     let start = now()?;
     let known = exchange.run()?;
     let end = now()?;
