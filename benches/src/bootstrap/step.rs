@@ -1,9 +1,11 @@
 //! One step of Slurm, whose ranks each exchange once and report when.
 
-use std::io::Read;
+use std::fs::{self, File};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 use roce_bootstrap::{SECRET_VARIABLE, Secret};
 use roce_cluster::{Cluster, run::program};
 
@@ -43,8 +45,11 @@ pub(super) struct Step {
 pub(super) fn run(cluster: &Cluster, peer: &Peer, ranks: usize) -> Result<Outcome> {
     let rank = std::env::current_exe()?.with_file_name(RANK);
     // In memory: what the first ranks write must not disturb the last ones much.
-    let mut report = tempfile::Builder::new().prefix("roce-bench-").tempfile_in("/dev/shm")?;
-    let [rank, path] = [rank.as_path(), report.path()].map(|path| path.display().to_string());
+    let folder = tempfile::Builder::new().prefix("roce-bench-").tempdir_in("/dev/shm")?;
+    let report = folder.path().join("report");
+    File::create_new(&report)?;
+    mkfifo(&folder.path().join("gate"), Mode::S_IRUSR | Mode::S_IWUSR)?;
+    let [rank, path] = [rank.as_path(), folder.path()].map(|path| path.display().to_string());
     let (nodes, tasks, mpi) = (format!("-N{NODES}"), format!("-n{ranks}"), format!("--mpi={}", peer.mpi));
     let mut srun = program("srun")
         .limit(LIMIT)
@@ -59,8 +64,7 @@ pub(super) fn run(cluster: &Cluster, peer: &Peer, ranks: usize) -> Result<Outcom
     let took = begun.elapsed();
     // slurmstepd lives a little longer than srun; it must not run beside the next step.
     stepd::wait_for_none(cluster)?;
-    let mut text = String::new();
-    report.as_file_mut().read_to_string(&mut text)?;
+    let text = fs::read_to_string(report)?;
     if ran.status != 0
         && took >= RANK_LIMIT
         && let Some(more_than) = unfinished(&text, ranks)

@@ -3,9 +3,10 @@
 //! connections its node needed.
 //!
 //! The clock starts directly before the first call of the library (which has been loaded before) and stops when
-//! everyone's bytes are in this process. What they are is checked after that, and the library is told to end after the
-//! report, so neither is part of the time.
+//! everyone's bytes are in this process. What they are is checked when all ranks' clocks have stopped, and the library is told to
+//! end after the report, so neither is part of the time.
 
+mod gate;
 mod library;
 mod mpi;
 mod ours;
@@ -14,8 +15,10 @@ mod pmix;
 
 use std::fs::File;
 use std::io::Write;
+use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
+use gate::Gate;
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::alarm;
 
@@ -60,9 +63,9 @@ fn bytes_of(rank: usize) -> [u8; LENGTH] {
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [peer, report, size, limit] = arguments.as_slice() else {
+    let [peer, folder, size, limit] = arguments.as_slice() else {
         bail!(
-            "usage: roce-bench-rank ours|pmi2|pmix|mpi REPORT RANKS SECONDS (cargo xtask bench bootstrap does it)"
+            "usage: roce-bench-rank ours|pmi2|pmix|mpi FOLDER RANKS SECONDS (cargo xtask bench bootstrap does it)"
         );
     };
     // It ends by SIGALRM after so long: nothing else would get through to a rank that polls, and whoever started it may have been
@@ -76,12 +79,17 @@ fn main() -> Result<()> {
         "mpi" => Box::new(mpi::Mpi::load()?),
         _ => bail!("{peer:?} is none of ours, pmi2, pmix, mpi"),
     };
-    let mut report = File::options().append(true).open(report).with_context(|| report.clone())?;
+    let folder = Path::new(folder);
+    let report = folder.join("report");
+    let mut report =
+        File::options().append(true).open(&report).with_context(|| report.display().to_string())?;
+    let gate = Gate::open(&folder.join("gate"))?;
     alarm::set(limit);
     report.write_all(format!("start {}\n", now()?).as_bytes())?;
     let start = now()?;
     let known = exchange.run()?;
     let end = now()?;
+    gate.pass()?;
     let Known { rank, size: found, bytes } = known;
     ensure!(found == size, "{peer} says that there are {found} ranks, not {size}");
     for (other, bytes) in bytes.iter().flat_map(|all| all.chunks(LENGTH)).enumerate() {
