@@ -26,8 +26,8 @@ pub(crate) struct Mpi {
 
 impl Mpi {
     /// Loads it, and stays on one CPU from here on. In MPI_Init all ranks poll; on a machine with fewer CPUs than ranks they
-    /// take them all from Slurm's daemons, which have to answer them: 128 ranks on two CPUs were not through after 4 minutes,
-    /// and with one CPU left to the daemons they are in 5 s.
+    /// take them all from Slurm's daemons, which have to answer them: 128 ranks on two CPUs were not through after 44 s,
+    /// yielding or not, and with one CPU left to the daemons they are in 4 s.
     pub(crate) fn load() -> Result<Self> {
         let itself = Pid::from_raw(0);
         let allowed = sched_getaffinity(itself)?;
