@@ -81,8 +81,8 @@ impl Job {
             sent: 0,
             dead: None,
         };
-        for node in 0..counts.len() {
-            for local in 0..counts[node] {
+        for (node, count) in counts.iter().enumerate() {
+            for local in 0..*count {
                 let rank = job.first[node] + local;
                 job.push(Queue::Member { node, local }, Item::Join(rank));
                 job.begin(node, local, 0);
