@@ -1,9 +1,12 @@
 //! Benchmarks, run by `cargo xtask bench NAME`. Each prints a table and leaves
 //! `target/bench/NAME.json`.
 
+mod bootstrap;
 mod hooks;
+mod machine;
 mod memory;
 mod plan;
+mod plot;
 mod plugin;
 mod report;
 mod stepd;
@@ -27,6 +30,12 @@ fn main() -> Result<ExitCode> {
         ["plugin", output, rounds, host] => {
             plugin::run(rounds.parse()?, Path::new(host))?.finish(Path::new(output))
         }
-        _ => bail!("usage: roce-bench plan|plugin FILE.json ... (cargo xtask bench does it)"),
+        ["bootstrap", output, rounds, ranks, only, ref docs @ ..] => {
+            let ranks: Vec<usize> = ranks.split(',').map(str::parse).collect::<Result<_, _>>()?;
+            let only: Vec<&str> = only.split(',').filter(|word| !word.is_empty()).collect();
+            let docs = docs.first().map(Path::new);
+            bootstrap::run(rounds.parse()?, &ranks, &only, docs)?.finish(Path::new(output))
+        }
+        _ => bail!("usage: roce-bench plan|plugin|bootstrap FILE.json ... (cargo xtask bench does it)"),
     }
 }

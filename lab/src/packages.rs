@@ -75,6 +75,16 @@ pub const PACKAGES: &[Package] = &[
         why: "holds cargo-zigbuild and zig, which link the released files for an old glibc",
     },
     Package { name: "hwloc-nox", need: Need::Bench, why: "lstopo-no-graphics, the peer of a benchmark" },
+    Package {
+        name: "libpmi2-0-dev",
+        need: Need::Bench,
+        why: "Slurm's libpmi2, the peer of the bootstrap's benchmark; its library alone has other names in Debian 12 and 13",
+    },
+    Package {
+        name: "openmpi-bin",
+        need: Need::Bench,
+        why: "Open MPI and libpmix, peers of the bootstrap's benchmark",
+    },
 ];
 
 const fn demo(name: &'static str, why: &'static str) -> Package {

@@ -47,7 +47,7 @@ enum Command {
     Dist,
     /// Make the Debian package and the RPM of the released files
     Package(package::Arguments),
-    /// Measure against a peer or a limit: plan, plugin
+    /// Measure against a peer or a limit: plan, plugin, bootstrap
     Bench(bench::Arguments),
     /// Run what takes too long for every test run: fuzz, host, steps
     Soak(soak::Arguments),

@@ -34,7 +34,7 @@ impl fmt::Display for Operation {
 
 /// From a rank to its leader.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum FromMember {
+pub enum FromMember<B = Vec<u8>> {
     /// Its part of collective number `number`.
     Part {
         /// Which kind of collective.
@@ -42,7 +42,7 @@ pub enum FromMember {
         /// Counted from 0.
         number: u64,
         /// What it gives.
-        bytes: Vec<u8>,
+        bytes: B,
     },
     /// It needs the others no more.
     Bye,
@@ -73,7 +73,7 @@ pub enum ToMember {
 
 /// From leader to leader.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum BetweenLeaders {
+pub enum BetweenLeaders<B = Vec<u8>> {
     /// What the sender has gathered of collective number `number`.
     Gathered {
         /// Which kind of collective.
@@ -81,7 +81,7 @@ pub enum BetweenLeaders {
         /// Counted from 0.
         number: u64,
         /// The parts, by node.
-        bytes: Vec<u8>,
+        bytes: B,
     },
     /// The exchange has failed.
     Fault(Fault),

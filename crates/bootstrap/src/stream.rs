@@ -22,6 +22,8 @@ pub(crate) struct Stream {
     outbox: VecDeque<Parcel>,
     /// How much of the first is gone.
     sent: usize,
+    /// What comes is not kept.
+    deaf: bool,
 }
 
 /// What a read found.
@@ -34,12 +36,13 @@ pub(crate) enum Found {
 
 impl Stream {
     pub(crate) fn new(socket: OwnedFd) -> Self {
-        Self { socket, inbox: Vec::new(), outbox: VecDeque::new(), sent: 0 }
+        Self { socket, inbox: Vec::new(), outbox: VecDeque::new(), sent: 0, deaf: false }
     }
 
     /// Takes what is there, at most as much as fits into `buffer`.
     pub(crate) fn read(&mut self, buffer: &mut [u8]) -> Found {
         match recv(self.socket.as_raw_fd(), buffer, MsgFlags::MSG_DONTWAIT) {
+            Ok(1..) if self.deaf => Found::Nothing,
             Ok(0) => Found::End("its process ended without leaving".to_owned()),
             Ok(count) => {
                 self.inbox.extend_from_slice(&buffer[..count]);
@@ -48,6 +51,12 @@ impl Stream {
             Err(Errno::EAGAIN | Errno::EINTR) => Found::Nothing,
             Err(error) => Found::End(format!("the connection broke: {}", error.desc())),
         }
+    }
+
+    /// Nothing that comes is of use any more: where a frame ends is not known. Only its end will be noticed.
+    pub(crate) fn deafen(&mut self) {
+        self.deaf = true;
+        self.inbox = Vec::new();
     }
 
     /// How many bytes were read and not taken.

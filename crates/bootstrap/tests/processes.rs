@@ -36,6 +36,15 @@ fn rank() {
             let counters = ranks.counters();
             println!("\nmet {} {} {} {:?}", start.as_nanos(), met.as_nanos(), barrier.as_nanos(), counters);
         }
+        "chat" => {
+            println!("\nmet");
+            for _ in 0..10 {
+                ranks.all_gather(&vec![1; 1 << 20]).unwrap();
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            ranks.leave().unwrap();
+            println!("\ndone");
+        }
         "wait" => {
             println!("\nmet");
             if ranks.rank().is_multiple_of(2) {
@@ -170,6 +179,38 @@ fn a_stopped_rank_that_others_wait_for_is_named() {
         let told = ranks.line(rank, &["error", "event"]);
         assert!(told.contains("127.0.0.2") && (told.contains("stopped") || told.contains("heard")), "{told}");
     }
+}
+
+/// Stops some of four ranks on as many nodes for a while; then all go on as if nothing had been.
+fn pause(stopped: &[usize], time: Duration) {
+    let mut ranks = Ranks::start(&[1, 1, 2], "chat");
+    ranks.open();
+    for rank in 0..4 {
+        ranks.line(rank, &["met"]);
+    }
+    let signal = |signal| {
+        for rank in stopped {
+            kill(Pid::from_raw(i32::try_from(ranks.children[*rank].id()).unwrap()), signal).unwrap();
+        }
+    };
+    signal(Signal::SIGSTOP);
+    std::thread::sleep(time);
+    signal(Signal::SIGCONT);
+    for rank in 0..4 {
+        ranks.line(rank, &["done"]);
+    }
+}
+
+/// As Slurm does with `scontrol suspend`, for longer than one rank alone may be stopped.
+#[test]
+fn a_job_that_is_suspended_as_a_whole_goes_on() {
+    pause(&[0, 1, 2, 3], Duration::from_secs(5));
+}
+
+/// Its kernel's buffers are full for longer than a kernel may be silent.
+#[test]
+fn a_leader_that_does_not_read_for_a_while_is_not_lost() {
+    pause(&[1], Duration::from_millis(1900));
 }
 
 /// From the last start of `init` to its last end, over 8 pretended nodes of 32 ranks.
