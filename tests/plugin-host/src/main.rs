@@ -10,7 +10,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail, ensure};
 use roce_cluster::sysfs;
-use roce_plugin_host::plugin::{Hook, Plugin};
+use roce_plugin_host::plugin::Plugin;
 use roce_plugin_host::process::Held;
 use roce_plugin_host::step::{Outcome, Step, play};
 
