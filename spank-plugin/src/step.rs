@@ -86,6 +86,9 @@ pub(crate) fn user_init(spank: &Spank<'_>, _: &[&CStr]) -> Verdict {
     // A batch script, an extern step or an interactive shell is no step of ours: its sruns are.
     if spank.context() == Context::Remote && !spank.is_special_step().unwrap_or(false) {
         state.step = prepare(&mut state, spank);
+        if state.environment.has_reserved() {
+            os::return_free_memory();
+        }
     }
     Verdict::Continue
 }
@@ -144,7 +147,6 @@ fn facts(state: &mut State, spank: &Spank<'_>, site: Site, request: &Request) ->
     if tasks >= MANY_TASKS {
         let examples = examples(&node, &draft, &site);
         state.environment.reserve(spank, examples).map_err(|error| failed(&error))?;
-        os::return_free_memory();
     }
     // Else Slurm would set the submitting shell's limit in each task.
     if site.limits.memlock != Memlock::Keep && state.environment.has(SUBMITTED_MEMLOCK) {
