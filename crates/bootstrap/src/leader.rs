@@ -344,7 +344,7 @@ impl Leader {
             Role::Calling { .. } => handshake::ANSWER,
             Role::Member { .. } | Role::Peer { .. } => READ,
         };
-        let most = most.saturating_sub(if most < READ { connection.stream.unread() } else { 0 });
+        let most = most.saturating_sub(if most < READ { connection.stream.inbox().len() } else { 0 });
         match connection.stream.read(&mut buffer[..most]) {
             Found::Nothing => return false,
             Found::End(why) => {
@@ -361,14 +361,14 @@ impl Leader {
     fn listen_to(&mut self, id: u64) {
         while let Some(connection) = self.connections.get_mut(&id) {
             let went_on = match &mut connection.role {
-                Role::Local(process) => match connection.stream.take() {
+                Role::Local(process) => match connection.stream.inbox().take() {
                     Some(hello) => {
                         let process = *process;
                         self.admit_member(id, process, &hello)
                     }
                     None => false,
                 },
-                Role::Network(listener @ None) => match connection.stream.take() {
+                Role::Network(listener @ None) => match connection.stream.inbox().take() {
                     Some(hello) => {
                         let nonce = handshake::nonce();
                         let (node, rank, step) =
@@ -384,7 +384,7 @@ impl Leader {
                     }
                     None => false,
                 },
-                Role::Network(Some(listener)) => match connection.stream.take() {
+                Role::Network(Some(listener)) => match connection.stream.inbox().take() {
                     Some(last) => {
                         let keys = listener.check(&self.secret, &last);
                         let call = listener.call();
@@ -392,7 +392,7 @@ impl Leader {
                     }
                     None => false,
                 },
-                Role::Calling { round, caller } => match connection.stream.take() {
+                Role::Calling { round, caller } => match connection.stream.inbox().take() {
                     Some(answer) => {
                         let (round, checked) = (*round, caller.check(&self.secret, &answer));
                         self.found(id, round, checked)
@@ -401,7 +401,7 @@ impl Leader {
                 },
                 Role::Member { local, .. } => {
                     let local = *local;
-                    match connection.stream.frame(MOST_BYTES + OVERHEAD, 0) {
+                    match connection.stream.inbox().frame(MOST_BYTES + OVERHEAD, 0) {
                         Ok(None) => false,
                         Ok(Some(payload)) => self.hear_member(local, &payload),
                         Err(length) => {
@@ -417,7 +417,7 @@ impl Leader {
                     let most = (self.identity.size as usize + self.identity.nodes.len())
                         .saturating_mul(MOST_BYTES + 16)
                         .saturating_add(OVERHEAD);
-                    match connection.stream.frame(most, crate::frame::TAG) {
+                    match connection.stream.inbox().frame(most, crate::frame::TAG) {
                         Ok(None) => false,
                         Ok(Some(frame)) => {
                             let opened = frame
