@@ -27,8 +27,10 @@ libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     };
     let pieces: Vec<&[u8]> = stream.chunks(1 + usize::from(cut)).collect();
     let heard = testing::hear_frames(key, &pieces, 1000);
-    if kind % 4 == 0 && stream != sent {
-        assert!(heard.is_empty(), "who has no key can say nothing");
+    if kind % 4 == 0 {
+        // The fuzzer sees what bytes are compared with and can so make a frame; but only those that have the key's tag count.
+        let heard: Vec<&[u8]> = heard.iter().map(Vec::as_slice).collect();
+        assert!(stream.starts_with(&testing::frames(key, &heard)));
     } else {
         assert!(heard.len() <= payloads.len() && heard.iter().eq(&payloads[..heard.len()]));
         assert_eq!(heard.len() < payloads.len(), kind % 4 == 1 && !sent.is_empty());
