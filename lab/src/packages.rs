@@ -64,6 +64,7 @@ pub const PACKAGES: &[Package] = &[
     test("slurm-client", "srun, sbatch and sinfo, for the tests on this machine"),
     test("strace", "what slurmstepd asks of the kernel, for the tests of what it must never do"),
     test("rdma-core", "libibverbs and its providers, which the launcher loads at run time"),
+    test("iproute2", "joins the network namespaces that pretend to be nodes"),
     test("valgrind", "memcheck, for the plugin in a pretend Slurm"),
     Package {
         name: "python3-venv",

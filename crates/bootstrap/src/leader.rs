@@ -37,7 +37,7 @@ const HEARTBEAT: Duration = Duration::from_millis(250);
 /// A neighbour's kernel that acknowledges nothing for so long is gone.
 const UNACKNOWLEDGED: Duration = Duration::from_millis(1000);
 /// How often it is looked whether an awaited rank is stopped.
-const LOOK: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_millis(500);
 /// How long a leader stays after a fault, for neighbours that come late.
 const LINGER: Duration = Duration::from_secs(1);
 /// How long the end waits for what is on its way: after a fault, and after all have left.
