@@ -68,6 +68,7 @@ pub const PACKAGES: &[Package] = &[
     test("openmpi-bin", "mpirun, a launcher that speaks PMIx to ranks; it brings libpmix"),
     test("openssh-client", "ssh, by which rocectl run --hosts and mpirun reach other hosts"),
     test("openssh-server", "the hosts of the tests of rocectl run --hosts: an sshd of their own on loopback"),
+    test("iproute2", "joins the network namespaces that pretend to be nodes"),
     test("valgrind", "memcheck, for the plugin in a pretend Slurm"),
     Package {
         name: "python3-venv",

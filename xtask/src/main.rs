@@ -49,7 +49,7 @@ enum Command {
     Package(package::Arguments),
     /// Measure against a peer or a limit: plan, plugin, bootstrap
     Bench(bench::Arguments),
-    /// Run what takes too long for every test run: fuzz, host, steps
+    /// Run what takes too long for every test run: fuzz, host, steps, hostile, ranks, miri
     Soak(soak::Arguments),
     /// Run every test: format, lints, units, the plugin in a pretend and in a real Slurm, the whole path in guests
     Test(test::Arguments),
