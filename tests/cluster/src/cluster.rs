@@ -58,7 +58,7 @@ impl Cluster {
     fn write_configuration(&self, plugin: &Path) -> Result<()> {
         let open = |path: &Path, mode| fs::set_permissions(path, Permissions::from_mode(mode));
         open(&self.folder, 0o755)?;
-        for folder in ["state", "spool", "second-spool", "work", "dev"] {
+        for folder in ["state", "spool-n1", "spool-n2", "work", "dev"] {
             fs::create_dir(self.path(folder))?;
         }
         open(&self.path("work"), 0o1777)?;
@@ -75,6 +75,7 @@ impl Cluster {
         let port = |listener: &TcpListener| listener.local_addr().map(|address| address.port());
         let (controller, node, second) = (port(&listeners[0])?, port(&listeners[1])?, port(&listeners[2])?);
         let folder = self.folder.display();
+        // Both nodes have one word for the spool's folder: Slurm's PMI-2 uses its own node's for the other's.
         let configuration = |plugstack: &str, own: &str| {
             format!(
                 "ClusterName=roce-tests\n\
@@ -85,7 +86,7 @@ impl Cluster {
                  AuthType=auth/munge\n\
                  AuthInfo=socket={folder}/munge.socket\n\
                  StateSaveLocation={folder}/state\n\
-                 SlurmdSpoolDir={folder}/{own}spool\n\
+                 SlurmdSpoolDir={folder}/spool-%n\n\
                  SlurmctldPidFile={folder}/slurmctld.pid\n\
                  SlurmdPidFile={folder}/{own}slurmd.pid\n\
                  SlurmctldLogFile={folder}/slurmctld.log\n\
@@ -165,6 +166,15 @@ impl Cluster {
         let arguments = ["-D", "-N", SECOND, "-f", &conf.display().to_string()].map(str::to_owned);
         self.daemon("second slurmd", &arguments)?;
         self.wait("second slurmd", |cluster| Ok(cluster.state_of(SECOND)? == "idle"))
+    }
+
+    /// Takes the plugin away from both nodes.
+    ///
+    /// # Errors
+    /// If the files can't be written.
+    pub fn without_plugins(&self) -> Result<()> {
+        self.without_plugin()?;
+        Ok(fs::write(self.path(SECOND_PLUGSTACK), "")?)
     }
 
     /// Gives the plugin to the second node, with these arguments.
