@@ -43,7 +43,6 @@ macro_rules! hook {
 hook!(slurm_spank_init, Hook::Init, submit::init);
 hook!(slurm_spank_init_post_opt, Hook::InitPostOpt, submit::init_post_opt);
 hook!(slurm_spank_user_init, Hook::UserInit, step::user_init);
-hook!(slurm_spank_task_init_privileged, Hook::TaskInitPrivileged, step::task_init_privileged);
 hook!(slurm_spank_task_post_fork, Hook::TaskPostFork, step::task_post_fork);
 hook!(slurm_spank_task_init, Hook::TaskInit, step::task_init);
 hook!(slurm_spank_exit, Hook::Exit, exit);

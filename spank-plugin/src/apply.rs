@@ -1,13 +1,14 @@
-//! Carries out one task's row of the plan: CPUs, memory, environment; all of it or nothing.
+//! Carries out one task's part of the plan: CPUs, memory, environment; all of it or nothing.
 
 use std::io;
 
 use roce_bind::MemoryMode;
-use roce_plan::{Export, MemoryPolicy, TaskPlan};
+use roce_plan::MemoryPolicy;
 use roce_spank::{Failure, Spank};
 use roce_types::CpuSet;
 
 use crate::environment::Environment;
+use crate::orders::Order;
 
 /// A row that can't be carried out.
 #[derive(Debug, thiserror::Error)]
@@ -22,32 +23,29 @@ pub(crate) enum ApplyError {
     Environment(#[from] Failure),
 }
 
-/// Carries out the row in a task that has its `own` CPUs. Gives what could not be had and was not insisted
-/// on, for the verbose output.
+/// Carries out an order in its task. Gives what could not be had and was not insisted on, for the verbose output.
 ///
 /// # Errors
 /// If something that the plan insists on is refused. The task is then as it was before.
 pub(crate) fn apply(
     spank: &Spank<'_>,
-    task: &TaskPlan,
-    own: &CpuSet,
+    order: &Order,
     environment: &Environment,
-    exports: Vec<Export>,
 ) -> Result<Vec<String>, ApplyError> {
     let mut notes = Vec::new();
-    let has_policy = bind_memory(&task.memory, &mut notes)?;
+    let has_policy = bind_memory(&order.memory, &mut notes)?;
     let undo_memory = || {
         if has_policy {
             // It was the default one before, and going back to that can't be refused.
             let _ = roce_bind::set_memory_policy(MemoryMode::Default, &[]);
         }
     };
-    let has_bound = bind_cpus(&task.cpus, own).inspect_err(|_| undo_memory())?;
-    environment.write(spank, exports).inspect_err(|_| {
+    let has_bound = bind_cpus(&order.cpus, &order.own).inspect_err(|_| undo_memory())?;
+    environment.write(spank, &order.edits).inspect_err(|_| {
         undo_memory();
         if has_bound {
             // These CPUs were this task's a moment ago.
-            let _ = roce_bind::set_affinity(own);
+            let _ = roce_bind::set_affinity(&order.own);
         }
     })?;
     Ok(notes)

@@ -17,8 +17,8 @@ const SPARE: usize = 48;
 #[derive(Debug, Default)]
 pub(crate) struct Environment {
     before: BTreeMap<String, OsString>,
-    /// Variables that were set for all tasks: to blanks, or to what they are likely to be.
-    reserved: Vec<String>,
+    /// Variables that were set for all tasks: to what they are likely to be, or, without that, to blanks.
+    reserved: BTreeMap<String, Option<String>>,
 }
 
 impl Environment {
@@ -27,7 +27,7 @@ impl Environment {
         let before = spank.environment(|_| true)?.into_iter();
         // The plan's names are text, so what isn't is none of them.
         let before = before.filter_map(|(name, value)| Some((name.into_string().ok()?, value))).collect();
-        Ok(Self { before, reserved: Vec::new() })
+        Ok(Self { before, reserved: BTreeMap::new() })
     }
 
     pub(crate) fn has(&self, name: &str) -> bool {
@@ -52,44 +52,43 @@ impl Environment {
         for (name, values) in values {
             let is_common = values.len() == count && values.iter().all(|value| *value == values[0]);
             let room = values.iter().map(String::len).max().unwrap_or_default() + SPARE;
-            let value = if is_common { values[0].clone() } else { " ".repeat(room) };
-            self.reserved.push(name);
-            spank.setenv(&self.reserved[self.reserved.len() - 1], &value)?;
+            let value = is_common.then(|| values[0].clone());
+            spank.setenv(&name, value.as_deref().unwrap_or(&" ".repeat(room)))?;
+            self.reserved.insert(name, value);
         }
         Ok(())
     }
 
-    /// Sets the variables, except those that the user set, and removes those that an outer step's plan had
-    /// and this one's hasn't. In the task.
+    /// What is left to do for a task with these exports: sets the variables, except those that the user set and
+    /// those that are right already, and removes those that an outer step's plan had and this one's hasn't.
+    pub(crate) fn edits(&self, exports: Vec<Export>) -> Vec<Change> {
+        let mut edits = self.changes(exports);
+        let is_wanted = |name: &str| edits.iter().any(|(wanted, value)| wanted == name && value.is_some());
+        let unused = self.reserved.keys().filter(|name| !is_wanted(name));
+        let unused: Vec<Change> = unused.map(|name| (name.clone(), None)).collect();
+        edits.retain(|(name, value)| value.is_none() || self.reserved.get(name) != Some(value));
+        edits.extend(unused);
+        edits
+    }
+
+    /// Carries out the [`edits`](Self::edits). In the task.
     ///
     /// # Errors
     /// If Slurm refuses one. The environment is then as it was before the plan.
-    pub(crate) fn write(&self, spank: &Spank<'_>, exports: Vec<Export>) -> Result<(), Failure> {
-        let changes = self.changes(exports);
-        let result = self.try_write(spank, &changes);
+    pub(crate) fn write(&self, spank: &Spank<'_>, edits: &[Change]) -> Result<(), Failure> {
+        let result = try_write(spank, edits);
         if result.is_err() {
             self.restore(spank);
-            for (name, _) in &changes {
+            for (name, _) in edits {
                 self.put_back(spank, name);
             }
         }
         result
     }
 
-    fn try_write(&self, spank: &Spank<'_>, changes: &[Change]) -> Result<(), Failure> {
-        let set = changes.iter().filter_map(|(name, value)| Some((name.as_str(), value.as_deref()?)));
-        for (name, value) in spank.overwrite(set.collect())? {
-            spank.setenv(name, value)?;
-        }
-        let has_value = |name: &str| changes.iter().any(|(set, value)| set == name && value.is_some());
-        let removed = changes.iter().filter(|(_, value)| value.is_none()).map(|(name, _)| name);
-        let unused = self.reserved.iter().filter(|name| !has_value(name));
-        removed.chain(unused).try_for_each(|name| spank.unsetenv(name))
-    }
-
     /// Takes back what was reserved or written there.
     pub(crate) fn restore(&self, spank: &Spank<'_>) {
-        for name in &self.reserved {
+        for name in self.reserved.keys() {
             self.put_back(spank, name);
         }
     }
@@ -99,4 +98,13 @@ impl Environment {
         // What Slurm took a moment ago it takes again; if not, there is nothing else to try.
         let _ = old.map_or_else(|| spank.unsetenv(name), |old| spank.setenv(name, old));
     }
+}
+
+fn try_write(spank: &Spank<'_>, edits: &[Change]) -> Result<(), Failure> {
+    let set = edits.iter().filter_map(|(name, value)| Some((name.as_str(), value.as_deref()?)));
+    for (name, value) in spank.overwrite(set.collect())? {
+        spank.setenv(name, value)?;
+    }
+    let removed = edits.iter().filter(|(_, value)| value.is_none());
+    removed.map(|(name, _)| name).try_for_each(|name| spank.unsetenv(name))
 }

@@ -7,7 +7,7 @@ use roce_plan::{Options, RoceOption, Site};
 use crate::arguments::{ArgumentError, Arguments, ConfigError};
 use crate::environment::Environment;
 use crate::node_wide::Outcome;
-use crate::step::Step;
+use crate::step::{Limit, Step};
 
 /// The process's state. srun, sbatch and salloc use the first half, slurmstepd the second.
 #[derive(Debug, Default)]
@@ -26,6 +26,8 @@ pub(crate) struct State {
     pub(crate) delivered: Vec<(RoceOption, Vec<u8>)>,
     /// The step on this node; `None` when it is left alone.
     pub(crate) step: Option<Step>,
+    /// What became of the memlock limit.
+    pub(crate) memlock: Limit,
     /// The tasks' environment, once the plugin has touched it.
     pub(crate) environment: Environment,
     /// What became of the class for all of the node.

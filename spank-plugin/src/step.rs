@@ -3,24 +3,27 @@
 //! Whatever goes wrong is kept in the step and raised in `task_init`, the only place where Slurm ends the
 //! task for it and neither drains the node nor reports success.
 
+use std::collections::HashMap;
 use std::ffi::CStr;
 use std::fmt::Display;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use roce_node::Node;
-use roce_plan::{Draft, Export, Memlock, OnFailure, Options, Request, RoceOption, Site, Task, VisibleGpus};
+use roce_plan::{
+    Draft, Export, Memlock, OnFailure, Options, Plan, Request, RoceOption, Site, Task, VisibleGpus,
+};
 use roce_spank::{Context, Spank, Verdict};
 use roce_types::CpuSet;
 
 use crate::environment::Environment;
 use crate::gather::{self, Settled};
+use crate::orders::{ALIKE, Order, Orders};
 use crate::state::{State, state};
 use crate::table::{Row, TaskTable};
 use crate::{apply, gpus, node_wide, report};
 
-/// Slurm's own record of the memlock limit in the shell that submitted; it is applied to the task after
-/// `task_init_privileged`.
+/// Slurm's own record of the memlock limit in the shell that submitted; it is applied to each task.
 const SUBMITTED_MEMLOCK: &str = "SLURM_RLIMIT_MEMLOCK";
 
 /// The first release whose tasks are bound before `task_post_fork`. Earlier ones bind in the task itself,
@@ -35,6 +38,18 @@ const MANY_TASKS: u32 = 4;
 pub(crate) struct Step {
     facts: Result<Facts, String>,
     on_failure: OnFailure,
+}
+
+/// What became of the memlock limit in this slurmstepd.
+#[derive(Debug, Default)]
+pub(crate) enum Limit {
+    /// The site's, or nobody asked for another.
+    #[default]
+    AsAsked,
+    /// As high as this slurmstepd may; the warning says so.
+    Lower(String),
+    /// The kernel refused.
+    Refused(String),
 }
 
 /// All that the tasks have in common.
@@ -58,7 +73,7 @@ struct Facts {
 #[derive(Debug)]
 enum SettledBy {
     /// slurmstepd, when it has seen the CPUs of every task; these are the ones so far.
-    Slurmstepd { seen: u32, tasks: Vec<Task> },
+    Slurmstepd { seen: u32, tasks: Vec<Task>, orders: Option<Orders> },
     /// The tasks: what decides is known inside each of them only.
     Tasks,
 }
@@ -116,7 +131,9 @@ fn facts(state: &mut State, spank: &Spank<'_>, site: Site, request: &Request) ->
     let node = roce_node::read(&sysfs).map_err(|error| failed(&error))?;
     let draft = Draft::new(&node, request, &site).map_err(|error| error.to_string())?;
     let settled_by = if node.gpus.is_empty() && roce_spank::release() >= Some(BOUND_AT_FORK) {
-        SettledBy::Slurmstepd { seen: 0, tasks: Vec::new() }
+        let orders = Orders::new(tasks);
+        let orders = orders.map_err(|error| failed(&format_args!("can't map {tasks} orders: {error}")))?;
+        SettledBy::Slurmstepd { seen: 0, tasks: Vec::new(), orders }
     } else {
         SettledBy::Tasks
     };
@@ -128,12 +145,17 @@ fn facts(state: &mut State, spank: &Spank<'_>, site: Site, request: &Request) ->
         let examples = examples(&node, &draft, &site);
         state.environment.reserve(spank, examples).map_err(|error| failed(&error))?;
     }
-    // Else Slurm would set the submitting shell's limit again after `task_init_privileged`.
+    // Else Slurm would set the submitting shell's limit in each task.
     if site.limits.memlock != Memlock::Keep && state.environment.has(SUBMITTED_MEMLOCK) {
         spank.unsetenv(SUBMITTED_MEMLOCK).map_err(|error| failed(&error))?;
     }
+    let warning = match &state.memlock {
+        Limit::AsAsked => None,
+        Limit::Lower(warning) => Some(warning.clone()),
+        Limit::Refused(error) => return Err(failed(error)),
+    };
     let verbose = request.verbose;
-    Ok(Facts { site, verbose, sysfs, node, draft, table, cpus_per_task, settled_by, warning: None })
+    Ok(Facts { site, verbose, sysfs, node, draft, table, cpus_per_task, settled_by, warning })
 }
 
 /// What tasks might export: with all CPUs and NICs, which makes the longest lists, and with one of each.
@@ -149,41 +171,47 @@ fn examples(node: &Node, draft: &Draft, site: &Site) -> Vec<Vec<Export>> {
     [(&node.cpus, all.as_slice()), (&one_cpu, &all[..1])].into_iter().filter_map(exports).collect()
 }
 
-/// In the task, still root: sets the memlock limit, for RDMA registers memory by locking it.
-pub(crate) fn task_init_privileged(_: &Spank<'_>, _: &[&CStr]) -> Verdict {
-    let mut state = state();
-    if let Some(step) = &mut state.step
-        && let Ok(facts) = &mut step.facts
-    {
-        // This is the task's own copy of the state.
-        match set_memlock(facts.site.limits.memlock) {
-            Ok(warning) => facts.warning = warning,
-            Err(error) => step.facts = Err(error),
-        }
+/// In slurmstepd, as root, all options known: sets the memlock limit of a step that is to be placed, for RDMA
+/// registers memory by locking it. The tasks inherit it; to set it in each would cost each a system call and, after
+/// the fork, the pages of code around it.
+pub(crate) fn begin(state: &mut State, spank: &Spank<'_>) {
+    state.memlock = Limit::default();
+    if spank.is_special_step().unwrap_or(true) {
+        return;
     }
-    Verdict::Continue
+    // A site file or a request that is no good, `user_init` finds too.
+    let Ok(site) = state.site() else { return };
+    if let Ok(Some(_)) = asked(state, spank).map(|asked| asked.request(&site).ok().flatten()) {
+        state.memlock = set_memlock(site.limits.memlock);
+    }
 }
 
-fn set_memlock(memlock: Memlock) -> Result<Option<String>, String> {
+fn set_memlock(memlock: Memlock) -> Limit {
     let bytes = match memlock {
-        Memlock::Keep => return Ok(None),
+        Memlock::Keep => return Limit::AsAsked,
         Memlock::Unlimited => None,
         Memlock::Bytes(bytes) => Some(bytes),
     };
-    let lower =
-        roce_bind::set_memlock(bytes).map_err(|error| format!("can't set the memlock limit: {error}"))?;
-    Ok(lower.map(|limit| {
-        let limit = limit / 1024;
-        let wanted = bytes.map_or_else(|| "unlimited".to_owned(), |bytes| format!("{} KiB", bytes / 1024));
-        format!("warning: the memlock limit is {limit} KiB, not {wanted}: slurmd lacks CAP_SYS_RESOURCE")
-    }))
+    match roce_bind::set_memlock(bytes) {
+        Ok(None) => Limit::AsAsked,
+        Ok(Some(limit)) => {
+            let wanted =
+                bytes.map_or_else(|| "unlimited".to_owned(), |bytes| format!("{} KiB", bytes / 1024));
+            Limit::Lower(format!(
+                "warning: the memlock limit is {} KiB, not {wanted}: slurmd lacks CAP_SYS_RESOURCE",
+                limit / 1024
+            ))
+        }
+        Err(error) => Limit::Refused(format!("can't set the memlock limit: {error}")),
+    }
 }
 
 /// In slurmstepd, once per task, while all tasks wait: one system call, and once the assignment.
 pub(crate) fn task_post_fork(spank: &Spank<'_>, _: &[&CStr]) -> Verdict {
     let mut state = state();
-    let Some(Step { facts: Ok(facts), .. }) = &mut state.step else { return Verdict::Continue };
-    let SettledBy::Slurmstepd { seen, tasks } = &mut facts.settled_by else { return Verdict::Continue };
+    let State { step, environment, .. } = &mut *state;
+    let Some(Step { facts: Ok(facts), .. }) = step else { return Verdict::Continue };
+    let SettledBy::Slurmstepd { seen, tasks, .. } = &mut facts.settled_by else { return Verdict::Continue };
     *seen += 1;
     match task_and_cpus(spank) {
         Ok((local_rank, cpus)) => {
@@ -193,9 +221,7 @@ pub(crate) fn task_post_fork(spank: &Spank<'_>, _: &[&CStr]) -> Verdict {
         Err(error) => report::log(&error),
     }
     if *seen as usize == facts.table.tasks() {
-        let assigned = facts.draft.assign(&facts.node, tasks);
-        let ranks = tasks.iter().map(|task| task.local_rank);
-        facts.table.settle(ranks.zip(assigned.iter().map(Vec::as_slice)));
+        facts.settle(environment);
     }
     Verdict::Continue
 }
@@ -236,6 +262,14 @@ pub(crate) fn task_init(spank: &Spank<'_>, _: &[&CStr]) -> Verdict {
 /// Carries out the task's own row of the plan. Gives what to say.
 fn place(spank: &Spank<'_>, facts: &mut Facts, environment: &Environment) -> Result<Vec<String>, String> {
     let local_rank = spank.task_id().map_err(|error| error.to_string())?;
+    if let SettledBy::Slurmstepd { orders: Some(orders), .. } = &facts.settled_by
+        && let Some(order) = orders.of(local_rank)
+    {
+        // Its notes are for the verbose output, and then there are no orders.
+        return apply::apply(spank, &order, environment)
+            .map(|_| Vec::new())
+            .map_err(|error| error.to_string());
+    }
     let cpus = roce_bind::affinity(0);
     let cpus = cpus.map_err(|error| format!("can't read this task's own CPU mask: {error}"))?;
     let visible = if facts.node.gpus.is_empty() {
@@ -250,9 +284,8 @@ fn place(spank: &Spank<'_>, facts: &mut Facts, environment: &Environment) -> Res
     };
     let row = facts.draft.row(&facts.node, &facts.task(&own), &nics).map_err(|error| error.to_string())?;
     let plan = facts.draft.add(row);
-    let exports = roce_plan::exports(plan, local_rank, &facts.site);
-    let applied = apply::apply(spank, &plan.tasks[0], &own.cpus, environment, exports);
-    let notes = applied.map_err(|error| error.to_string())?;
+    let order = order(plan, own.cpus, &facts.site, environment);
+    let notes = apply::apply(spank, &order, environment).map_err(|error| error.to_string())?;
     // The same for all tasks of the node: one of them says it.
     let of_class = plan.class.iter().flat_map(|class| &class.warnings).map(|text| format!("warning: {text}"));
     let of_all = facts.warning.iter().cloned().chain(of_class).filter(|_| local_rank == 0);
@@ -265,7 +298,40 @@ fn place(spank: &Spank<'_>, facts: &mut Facts, environment: &Environment) -> Res
     Ok(lines)
 }
 
+/// What the task of a plan's first row, with its `own` CPUs, is to do.
+fn order(plan: &Plan, own: CpuSet, site: &Site, environment: &Environment) -> Order {
+    let task = &plan.tasks[0];
+    let edits = environment.edits(roce_plan::exports(plan, task.local_rank, site));
+    Order { own, cpus: task.cpus.clone(), memory: task.memory.clone(), edits }
+}
+
 impl Facts {
+    /// In slurmstepd: assigns the NICs of all tasks, and does for them what many would do alike.
+    fn settle(&mut self, environment: &Environment) {
+        let SettledBy::Slurmstepd { tasks, orders, .. } = &mut self.settled_by else { return };
+        let assigned = self.draft.assign(&self.node, tasks);
+        if let Some(orders) = orders {
+            let mut alike: HashMap<(&CpuSet, &[usize]), Vec<&Task>> = HashMap::new();
+            for (task, nics) in tasks.iter().zip(&assigned) {
+                // The first task speaks for all, and verbose ones have much to say: they go the long way.
+                if task.local_rank != 0 && !self.verbose {
+                    alike.entry((&task.cpus, nics)).or_default().push(task);
+                }
+            }
+            for ((cpus, nics), tasks) in alike.into_iter().filter(|(_, tasks)| tasks.len() >= ALIKE) {
+                // What can't be had, each task finds out and tells by itself.
+                let Ok(row) = self.draft.row(&self.node, tasks[0], nics) else { continue };
+                let order =
+                    order(&self.draft.clone().finish(vec![row]), cpus.clone(), &self.site, environment);
+                if let Some(text) = orders.write(&order) {
+                    tasks.iter().for_each(|task| orders.give(task.local_rank, text));
+                }
+            }
+        }
+        let ranks = tasks.iter().map(|task| task.local_rank);
+        self.table.settle(ranks.zip(assigned.iter().map(Vec::as_slice)));
+    }
+
     /// A task as the plan wants it.
     fn task(&self, row: &Row) -> Task {
         let gpus = row.gpus.iter().filter_map(|&gpu| Some(self.node.gpus.get(gpu)?.pci.address)).collect();

@@ -13,7 +13,7 @@ use roce_spank::{Context, OptionSpec, Spank, Verdict, inherited_option_variable}
 use crate::abi::PLUGIN_NAME;
 use crate::arguments::{ArgumentError, Arguments};
 use crate::state::{State, state};
-use crate::{components, node_wide, os, report};
+use crate::{components, node_wide, os, report, step};
 
 /// The step's secret, from which the ranks authenticate each other; 64 hexadecimal digits.
 pub(crate) const SECRET: &str = "SLURM_ROCE_SECRET";
@@ -127,6 +127,7 @@ pub(crate) fn init_post_opt(spank: &Spank<'_>, _: &[&CStr]) -> Verdict {
         }
         Context::Remote => {
             node_wide::begin(&mut state, spank);
+            step::begin(&mut state, spank);
             Ok(())
         }
         _ => Ok(()),

@@ -15,7 +15,7 @@ use crate::member::Member as Connection;
 use crate::message::{FromMember, Operation, ToMember, part_head};
 use crate::munge;
 use crate::options::Options;
-use crate::process;
+use crate::process::{self, State};
 use crate::secret::Secret;
 use crate::table::Gathered;
 
@@ -29,6 +29,8 @@ const PLACE: usize = 8;
 const LONGER: Duration = Duration::from_secs(3);
 /// How often a waiting rank looks whether its leader is stopped.
 const LOOK: Duration = Duration::from_secs(1);
+/// Who wakes up so much later than planned was stopped, or his node does not keep up.
+pub(crate) const LATE: Duration = Duration::from_secs(1);
 /// How long a last message may take.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
@@ -65,6 +67,9 @@ struct Leader {
     process: i32,
     /// Its rank, once it has said so.
     rank: Option<u32>,
+    /// When its process was looked at, and since when it is stopped.
+    looked: Instant,
+    stopped_since: Option<Instant>,
     /// If it is this process.
     thread: Option<JoinHandle<Option<Fault>>>,
 }
@@ -289,8 +294,13 @@ impl Bootstrap {
         if self.broken.is_some() {
             return None;
         }
-        let fault = match self.leader.as_mut()?.connection.receive(Instant::now()) {
-            Ok(None) => return None,
+        let limit = self.options.stopped;
+        let leader = self.leader.as_mut()?;
+        let fault = match leader.connection.receive(Instant::now()) {
+            Ok(None) => {
+                let why = leader.trouble(limit)?;
+                self.leader_fault(&why)
+            }
             Ok(Some((ToMember::Fault(fault), _))) => fault,
             Ok(Some((ToMember::Done { .. }, _))) => self.leader_fault("it answered what nobody asked"),
             Err(error) => self.leader_fault(&describe(&error)),
@@ -368,14 +378,19 @@ impl Bootstrap {
         limit: Duration,
     ) -> Result<Option<std::os::fd::OwnedFd>> {
         let start = Instant::now();
-        let deadline = start + limit + GRACE + LONGER;
+        let mut deadline = start + limit + GRACE + LONGER;
         let Some(leader) = &mut self.leader else { return Ok(None) };
         let sent = leader.connection.send(first, &part_head(operation, number), mine, deadline);
-        let mut stopped_since = None;
         loop {
             let until = deadline.min(Instant::now() + LOOK);
             // Where it could not be sent, the leader may have said why before it closed the connection.
-            let answer = match (leader.connection.receive(until), &sent) {
+            let received = leader.connection.receive(until);
+            let late = Instant::now().saturating_duration_since(until);
+            if late > LATE {
+                // This process was stopped itself; nobody else is to blame for that time.
+                deadline += late;
+            }
+            let answer = match (received, &sent) {
                 (Ok(answer), Ok(())) => answer,
                 (Ok(answer @ Some((ToMember::Fault(_), _))), Err(_)) => answer,
                 (Err(error), _) => {
@@ -403,15 +418,11 @@ impl Bootstrap {
                     let why = format!("it did not answer the {operation} within {:.1?}", start.elapsed());
                     return Err(self.leader_error(&why));
                 }
-                None if leader.process != 0 && process::is_stopped(leader.process) => {
-                    let stopped = stopped_since.get_or_insert_with(Instant::now).elapsed();
-                    if stopped >= self.options.stopped {
-                        let process = leader.process;
-                        let why = format!("its process {process} has been stopped for {stopped:.0?}");
+                None => {
+                    if let Some(why) = leader.trouble(self.options.stopped) {
                         return Err(self.leader_error(&why));
                     }
                 }
-                None => stopped_since = None,
             }
         }
     }
@@ -476,16 +487,52 @@ impl Leader {
         match local::meet(identity, secret, deadline)? {
             Met::Member(stream, process) => {
                 let connection = Connection::new(stream.into());
-                Ok(Self { connection, process, rank: None, thread: None })
+                let thread = None;
+                Ok(Self {
+                    connection,
+                    process,
+                    rank: None,
+                    looked: Instant::now(),
+                    stopped_since: None,
+                    thread,
+                })
             }
             Met::Leader(listener) => {
                 let (ours, theirs) = UnixStream::pair()?;
                 let (identity, secret, options) = (identity.clone(), secret.clone(), options.clone());
                 let thread = leader::start(identity, secret, options, listener, theirs)?;
                 let connection = Connection::new(ours.into());
-                Ok(Self { connection, process: 0, rank: None, thread: Some(thread) })
+                let thread = Some(thread);
+                Ok(Self {
+                    connection,
+                    process: 0,
+                    rank: None,
+                    looked: Instant::now(),
+                    stopped_since: None,
+                    thread,
+                })
             }
         }
+    }
+
+    /// What is wrong with its process, looked at from time to time.
+    fn trouble(&mut self, limit: Duration) -> Option<String> {
+        let now = Instant::now();
+        if now.saturating_duration_since(self.looked) < LOOK {
+            return None;
+        }
+        self.looked = now;
+        match process::state(self.process) {
+            State::Runs => self.stopped_since = None,
+            State::Ended => return Some(format!("its process {} has ended", self.process)),
+            State::Stopped => {
+                let stopped = now.saturating_duration_since(*self.stopped_since.get_or_insert(now));
+                if stopped >= limit {
+                    return Some(format!("its process {} has been stopped for {stopped:.0?}", self.process));
+                }
+            }
+        }
+        None
     }
 
     /// Closes the connection; if this process leads its node, waits until it no longer has to.

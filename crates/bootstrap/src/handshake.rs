@@ -116,6 +116,18 @@ impl Caller {
     }
 }
 
+#[cfg(feature = "testing")]
+impl Caller {
+    /// What a caller would send to this answer who believes anything.
+    pub(crate) fn last_words(&self, secret: &Secret, answer: &[u8; ANSWER]) -> [u8; LAST] {
+        let (mut rank, mut listener) = ([0; 4], [0; NONCE]);
+        rank.copy_from_slice(&answer[..4]);
+        listener.copy_from_slice(&answer[4..4 + NONCE]);
+        let listener_rank = u32::from_be_bytes(rank);
+        Transcript { call: self.call, listener_rank, caller: self.nonce, listener }.derive(secret, "caller")
+    }
+}
+
 /// The listener's side, once a caller has said who it wants to be.
 pub(crate) struct Listener {
     transcript: Transcript,

@@ -14,7 +14,7 @@ use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::signal::SigSet;
 
-use crate::bootstrap::MOST_BYTES;
+use crate::bootstrap::{LATE, MOST_BYTES};
 use crate::calls::Search;
 use crate::core::{Core, Fault, FaultKind, Layout, Limits, Link, Output, Way};
 use crate::counters::Counters;
@@ -23,7 +23,7 @@ use crate::handshake::{self, Call, Caller, Keys, Listener, Step};
 use crate::local;
 use crate::message::{BetweenLeaders, FromMember, OVERHEAD, ToMember};
 use crate::options::Options;
-use crate::process;
+use crate::process::{self, State};
 use crate::resolve::NodeAddresses;
 use crate::secret::Secret;
 use crate::stream::{Found, Stream};
@@ -38,6 +38,8 @@ const HEARTBEAT: Duration = Duration::from_millis(250);
 const UNACKNOWLEDGED: Duration = Duration::from_millis(1000);
 /// How often it is looked whether an awaited rank is stopped.
 const LOOK: Duration = Duration::from_secs(1);
+/// How long a leader stays after a fault, for neighbours that come late.
+const LINGER: Duration = Duration::from_secs(1);
 /// How long the end waits for what is on its way: after a fault, and after all have left.
 const LAST_WORDS: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(1)];
 /// Bytes per read.
@@ -56,14 +58,13 @@ pub(crate) fn start(
     listener: UnixListener,
     own: UnixStream,
 ) -> std::io::Result<JoinHandle<Option<Fault>>> {
+    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+    listener.set_nonblocking(true)?;
+    epoll.add(&listener, EpollEvent::new(EpollFlags::EPOLLIN, LOCAL))?;
     thread::Builder::new().name("roce-leader".to_owned()).spawn(move || {
         // Signals are the program's business: its own threads take them.
         let _ = SigSet::all().thread_set_mask();
-        match Leader::new(identity, secret, options, listener) {
-            Ok(leader) => leader.run(own),
-            // The rank sees its connection end.
-            Err(_) => None,
-        }
+        Leader::new(identity, secret, options, epoll, listener).run(own)
     })
 }
 
@@ -93,6 +94,8 @@ struct Leader {
     /// Connections of ranks.
     own: u64,
     counters: Counters,
+    /// When the fault came.
+    failed: Duration,
     beat: Duration,
     look: Duration,
     stopped: BTreeMap<u32, Duration>,
@@ -106,8 +109,8 @@ struct Connection {
 }
 
 enum Role {
-    /// Somebody on this node.
-    Local,
+    /// A process of this user on this node.
+    Local(i32),
     Member {
         local: u32,
         process: i32,
@@ -123,6 +126,8 @@ enum Role {
         link: Link,
         keys: Box<Keys>,
         heard: Duration,
+        /// Is it given more time, since its program does not read?
+        slow: bool,
     },
 }
 
@@ -135,21 +140,13 @@ struct Resolver {
 }
 
 impl Leader {
-    fn new(
-        identity: Identity,
-        secret: Secret,
-        options: Options,
-        local: UnixListener,
-    ) -> std::io::Result<Self> {
+    fn new(identity: Identity, secret: Secret, options: Options, epoll: Epoll, local: UnixListener) -> Self {
         let names: Vec<String> = identity.nodes.iter().map(|node| node.name.clone()).collect();
         let here = identity.nodes.get(identity.node_index as usize).map_or(0, |node| node.tasks);
         let layout = Layout::new(identity.node_index, names.into(), here, identity.size);
         let limits = Limits { join: options.join, collective: options.collective };
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        local.set_nonblocking(true)?;
-        epoll.add(&local, EpollEvent::new(EpollFlags::EPOLLIN, LOCAL))?;
         let core = Core::new(layout.clone(), limits);
-        Ok(Self {
+        Self {
             identity,
             secret,
             // Whoever starts a leader has read them.
@@ -172,28 +169,26 @@ impl Leader {
             refused: 0,
             own: FIRST,
             counters: Counters::default(),
+            failed: Duration::ZERO,
             beat: HEARTBEAT,
             look: LOOK,
             stopped: BTreeMap::new(),
-        })
+        }
     }
 
     fn run(mut self, own: UnixStream) -> Option<Fault> {
         let own: OwnedFd = own.into();
-        self.own = self.add(Stream::new(own), Role::Local);
+        let process = i32::try_from(std::process::id()).unwrap_or(0);
+        self.own = self.add(Stream::new(own), Role::Local(process));
         if self.layout.nodes() > 1 {
             self.meet_neighbours();
         }
         let mut events = vec![EpollEvent::empty(); 64];
         let mut buffer = vec![0; READ];
-        while !self.core.finished()
-            && (self.core.fault().is_none() || self.connections.contains_key(&self.own))
-        {
-            let timeout = self.wake().map(|wake| {
-                // Rounded up: a timeout that is too short is a spin.
-                let left = wake.saturating_sub(self.now());
-                if left.is_zero() { left } else { left + Duration::from_millis(1) }
-            });
+        while self.goes_on() {
+            let wake = self.wake();
+            // Rounded up to milliseconds: a timeout that is too short is a spin.
+            let timeout = wake.map(|wake| wake.saturating_sub(self.now()) + Duration::from_micros(999));
             let timeout = timeout
                 .map_or(EpollTimeout::NONE, |left| EpollTimeout::try_from(left).unwrap_or(EpollTimeout::MAX));
             let count = match self.epoll.wait(&mut events, timeout) {
@@ -201,6 +196,7 @@ impl Leader {
                 Err(Errno::EINTR) => 0,
                 Err(_) => return None,
             };
+            self.forgive(wake);
             for event in &events[..count] {
                 match event.data() {
                     LOCAL => self.accept_local(),
@@ -209,6 +205,8 @@ impl Leader {
                     id => self.serve(id, event.events(), &mut buffer),
                 }
             }
+            // It may have been stopped in between, too.
+            self.forgive(wake);
             self.be_on_time();
             self.do_outputs();
         }
@@ -216,8 +214,30 @@ impl Leader {
         self.core.fault().cloned()
     }
 
+    fn goes_on(&self) -> bool {
+        if self.core.fault().is_none() {
+            return !self.core.finished();
+        }
+        self.connections.contains_key(&self.own) || self.linger_end().is_some_and(|end| self.now() < end)
+    }
+
+    /// After a fault while ranks join, neighbours that come late are told of it, rather than left to wait for this node.
+    fn linger_end(&self) -> Option<Duration> {
+        let fault = self.core.fault().filter(|fault| fault.kind != FaultKind::Missing);
+        let unmet = self.network.is_some() && self.core.number() == 0;
+        fault.filter(|_| unmet).map(|_| self.failed + LINGER)
+    }
+
     fn now(&self) -> Duration {
         self.start.elapsed()
+    }
+
+    /// Time in which this process did not run, as while it was stopped with the whole job, is held against nobody.
+    fn forgive(&mut self, planned: Option<Duration>) {
+        let late = planned.map_or(Duration::ZERO, |planned| self.now().saturating_sub(planned));
+        if late > LATE {
+            self.start += late;
+        }
     }
 
     // --- connections ---
@@ -243,7 +263,9 @@ impl Leader {
 
     /// A stranger comes; too many are not kept.
     fn add_stranger(&mut self, stream: Stream, role: Role, kind: usize) {
-        if self.strangers[kind].len() >= MOST_STRANGERS
+        // Of this node's own ranks many may come at the same time.
+        let most = MOST_STRANGERS + if kind == 0 { self.layout.local_size() as usize } else { 0 };
+        if self.strangers[kind].len() >= most
             && let Some((&oldest, _)) = self.strangers[kind].first_key_value()
         {
             self.refused += 1;
@@ -256,18 +278,54 @@ impl Leader {
 
     fn accept_local(&mut self) {
         for _ in 0..MOST_STRANGERS {
-            let Some(Ok((stream, _))) = self.local.as_ref().map(UnixListener::accept) else { return };
-            self.add_stranger(Stream::new(stream.into()), Role::Local, 0);
+            match self.local.as_ref().map(UnixListener::accept) {
+                None => return,
+                Some(Ok((stream, _))) => {
+                    if let Ok(process) = local::trust(&stream) {
+                        self.add_stranger(Stream::new(stream.into()), Role::Local(process), 0);
+                    }
+                }
+                Some(Err(error)) if self.may_accept_after(&error) => {}
+                Some(Err(_)) => return,
+            }
         }
     }
 
     fn accept_network(&mut self) {
         for _ in 0..MOST_STRANGERS {
-            let Some(Ok((stream, _))) = self.network.as_ref().map(TcpListener::accept) else { return };
-            if stream.set_nodelay(true).is_ok() {
-                self.add_stranger(Stream::new(stream.into()), Role::Network(None), 1);
+            match self.network.as_ref().map(TcpListener::accept) {
+                None => return,
+                Some(Ok((stream, _))) => {
+                    if stream.set_nodelay(true).is_ok() {
+                        self.add_stranger(Stream::new(stream.into()), Role::Network(None), 1);
+                    }
+                }
+                Some(Err(error)) if self.may_accept_after(&error) => {}
+                Some(Err(_)) => return,
             }
         }
+    }
+
+    /// Whether the next caller can be taken. Where there are no more descriptors, the oldest stranger is turned away for it.
+    fn may_accept_after(&mut self, error: &std::io::Error) -> bool {
+        let full = matches!(
+            error.raw_os_error().map(Errno::from_raw),
+            Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM)
+        );
+        if !full {
+            // Or the caller has gone already.
+            return error.kind() != ErrorKind::WouldBlock;
+        }
+        let oldest = self.strangers.iter().filter_map(|kind| kind.first_key_value()).min();
+        if let Some((&oldest, _)) = oldest {
+            self.turn_away(oldest);
+            return true;
+        }
+        let text = format!("its leader can't take another connection: {error}; raise its limits (ulimit -n)");
+        self.core.give_up(self.fault(FaultKind::Lost, text));
+        // Otherwise whoever waits there keeps this thread busy.
+        (self.local, self.network) = (None, None);
+        false
     }
 
     /// Something happened on a connection.
@@ -275,32 +333,45 @@ impl Leader {
         if events.contains(EpollFlags::EPOLLOUT) && !self.flush(id) {
             return;
         }
-        let Some(connection) = self.connections.get_mut(&id) else { return };
+        while self.read(id, buffer) {}
+    }
+
+    /// Reads once. Whether to read on: somebody has just proven who he is, and may have said more.
+    fn read(&mut self, id: u64, buffer: &mut [u8]) -> bool {
+        let Some(connection) = self.connections.get_mut(&id) else { return false };
         let most = match &connection.role {
             // Of a stranger no more is kept than it has to say.
-            Role::Local => local::HELLO,
+            Role::Local(_) => local::HELLO,
             Role::Network(None) => handshake::HELLO,
             Role::Network(Some(_)) => handshake::LAST,
             Role::Calling { .. } => handshake::ANSWER,
             Role::Member { .. } | Role::Peer { .. } => READ,
         };
-        let most = most.saturating_sub(if most < READ { connection.stream.unread() } else { 0 });
+        let most = most.saturating_sub(if most < READ { connection.stream.inbox().len() } else { 0 });
         match connection.stream.read(&mut buffer[..most]) {
-            Found::Nothing => {}
-            Found::End(why) => self.closed(id, &why),
+            Found::Nothing => return false,
+            Found::End(why) => {
+                self.closed(id, &why);
+                return false;
+            }
             Found::Bytes(_) => self.listen_to(id),
         }
+        let role = self.connections.get(&id).map(|connection| &connection.role);
+        most < READ && matches!(role, Some(Role::Member { .. } | Role::Peer { .. }))
     }
 
     /// Takes what has come whole.
     fn listen_to(&mut self, id: u64) {
         while let Some(connection) = self.connections.get_mut(&id) {
             let went_on = match &mut connection.role {
-                Role::Local => match connection.stream.take() {
-                    Some(hello) => self.admit_member(id, &hello),
+                Role::Local(process) => match connection.stream.inbox().take() {
+                    Some(hello) => {
+                        let process = *process;
+                        self.admit_member(id, process, &hello)
+                    }
                     None => false,
                 },
-                Role::Network(listener @ None) => match connection.stream.take() {
+                Role::Network(listener @ None) => match connection.stream.inbox().take() {
                     Some(hello) => {
                         let nonce = handshake::nonce();
                         let (node, rank, step) =
@@ -316,7 +387,7 @@ impl Leader {
                     }
                     None => false,
                 },
-                Role::Network(Some(listener)) => match connection.stream.take() {
+                Role::Network(Some(listener)) => match connection.stream.inbox().take() {
                     Some(last) => {
                         let keys = listener.check(&self.secret, &last);
                         let call = listener.call();
@@ -324,7 +395,7 @@ impl Leader {
                     }
                     None => false,
                 },
-                Role::Calling { round, caller } => match connection.stream.take() {
+                Role::Calling { round, caller } => match connection.stream.inbox().take() {
                     Some(answer) => {
                         let (round, checked) = (*round, caller.check(&self.secret, &answer));
                         self.found(id, round, checked)
@@ -333,31 +404,36 @@ impl Leader {
                 },
                 Role::Member { local, .. } => {
                     let local = *local;
-                    match connection.stream.frame(MOST_BYTES + OVERHEAD, 0) {
+                    match connection.stream.inbox().frame(MOST_BYTES + OVERHEAD, 0) {
                         Ok(None) => false,
                         Ok(Some(payload)) => self.hear_member(local, &payload),
                         Err(length) => {
+                            connection.stream.deafen();
                             self.core.local_failed(local, &format!("it sent {length} bytes at once"));
                             false
                         }
                     }
                 }
-                Role::Peer { link, keys, heard } => {
+                Role::Peer { link, keys, heard, .. } => {
                     let link = *link;
                     *heard = self.start.elapsed();
                     let most = (self.identity.size as usize + self.identity.nodes.len())
                         .saturating_mul(MOST_BYTES + 16)
                         .saturating_add(OVERHEAD);
-                    match connection.stream.frame(most, crate::frame::TAG) {
+                    match connection.stream.inbox().frame(most, crate::frame::TAG) {
                         Ok(None) => false,
                         Ok(Some(frame)) => {
                             let opened = frame
                                 .split_last_chunk()
                                 .filter(|(payload, tag)| keys.receive.open(payload, tag));
                             let message = opened.map(|(payload, _)| BetweenLeaders::decode(payload));
+                            if message.is_none() {
+                                connection.stream.deafen();
+                            }
                             self.hear_peer(link, message)
                         }
                         Err(length) => {
+                            connection.stream.deafen();
                             let why = format!("a frame of {length} bytes is longer than the {most} allowed");
                             self.core.peer_failed(link, &why);
                             false
@@ -402,7 +478,7 @@ impl Leader {
     /// A connection is over.
     fn closed(&mut self, id: u64, why: &str) {
         match self.remove(id) {
-            None | Some(Role::Local) => {}
+            None | Some(Role::Local(_)) => {}
             Some(Role::Network(_)) => self.refused += 1,
             Some(Role::Member { local, .. }) => self.core.local_closed(local, why),
             Some(Role::Peer { link, .. }) => self.core.peer_closed(link, why),
@@ -421,11 +497,8 @@ impl Leader {
 
     // --- members ---
 
-    fn admit_member(&mut self, id: u64, hello: &[u8; local::HELLO]) -> bool {
-        let place = local::check(&self.identity, &self.secret, hello);
-        let Some(connection) = self.connections.get_mut(&id) else { return false };
-        let process = local::trust(&connection.stream);
-        let (Some((rank, local)), Ok(process)) = (place, process) else {
+    fn admit_member(&mut self, id: u64, process: i32, hello: &[u8; local::HELLO]) -> bool {
+        let Some((rank, local)) = local::check(&self.identity, &self.secret, hello) else {
             self.remove(id);
             return false;
         };
@@ -437,6 +510,7 @@ impl Leader {
             self.remove(id);
             return false;
         }
+        let Some(connection) = self.connections.get_mut(&id) else { return false };
         connection.role = Role::Member { local, process };
         self.members.insert(local, id);
         self.strangers[0].remove(&id);
@@ -600,7 +674,7 @@ impl Leader {
         let Some(connection) = self.connections.get_mut(&id) else { return false };
         // Without it a cut network is noticed by silence alone.
         let _ = tcp::limit_silence(&connection.stream, UNACKNOWLEDGED);
-        connection.role = Role::Peer { link, keys: Box::new(keys), heard };
+        connection.role = Role::Peer { link, keys: Box::new(keys), heard, slow: false };
         self.peers.insert(link, id);
         if self.core.peer_joined(link, rank).is_err() {
             self.remove(id);
@@ -699,6 +773,7 @@ impl Leader {
                     }
                 }
                 Output::Fail { fault, except } => {
+                    self.failed = self.now();
                     self.tell_all(&ToMember::Fault(fault.clone()), None);
                     let links: Vec<Link> = self.peers.keys().copied().collect();
                     for link in links.into_iter().filter(|link| Some(*link) != except) {
@@ -718,12 +793,15 @@ impl Leader {
 
     /// When there is something to do, unless something comes before.
     fn wake(&self) -> Option<Duration> {
-        let searches = self.searches.iter().filter_map(Search::wake);
+        let searching = if self.core.fault().is_none() { &self.searches[..] } else { &[] };
+        let searches = searching.iter().filter_map(Search::wake);
         let strangers = self.strangers.iter().filter_map(|strangers| strangers.first_key_value());
         let proofs = strangers.map(|(_, came)| *came + self.options.handshake);
         let beat = (!self.peers.is_empty()).then_some(self.beat);
         let look = self.core.awaited().next().map(|_| self.look);
-        searches.chain(proofs).chain(self.core.deadline()).chain(beat).chain(look).min()
+        let timers = searches.chain(proofs).chain(self.core.deadline()).chain(beat);
+        let linger = self.linger_end().filter(|end| *end > self.now());
+        timers.chain(look).chain(linger).min()
     }
 
     /// Does what is due.
@@ -766,9 +844,15 @@ impl Leader {
     fn beat(&mut self, now: Duration) {
         let links: Vec<(Link, u64)> = self.peers.iter().map(|(link, id)| (*link, *id)).collect();
         for (link, id) in links {
-            let Some(Connection { role: Role::Peer { heard, .. }, .. }) = self.connections.get(&id) else {
-                continue;
-            };
+            let Some(connection) = self.connections.get_mut(&id) else { continue };
+            let Role::Peer { heard, slow, .. } = &mut connection.role else { continue };
+            // Who does not read in time is not cut off.
+            let waits = tcp::waits_for_room(&connection.stream);
+            if waits != *slow {
+                *slow = waits;
+                let limit = if waits { self.options.silence } else { UNACKNOWLEDGED };
+                let _ = tcp::limit_silence(&connection.stream, limit);
+            }
             let silent = now.saturating_sub(*heard);
             if silent > self.options.silence {
                 self.core.peer_failed(link, &format!("nothing was heard from it for {silent:.0?}"));
@@ -785,9 +869,17 @@ impl Leader {
         for local in awaited {
             let connection = self.members.get(&local).and_then(|id| self.connections.get(id));
             let Some(Connection { role: Role::Member { process, .. }, .. }) = connection else { continue };
-            if !process::is_stopped(*process) {
-                self.stopped.remove(&local);
-                continue;
+            match process::state(*process) {
+                State::Stopped => {}
+                State::Runs => {
+                    self.stopped.remove(&local);
+                    continue;
+                }
+                State::Ended => {
+                    let why = format!("its process {process} has ended; another holds its connection");
+                    self.core.local_failed(local, &why);
+                    return;
+                }
             }
             let since = *self.stopped.entry(local).or_insert(now);
             let stopped = now.saturating_sub(since);

@@ -52,6 +52,7 @@ mod event;
 mod frame;
 mod handshake;
 mod hostlist;
+mod inbox;
 mod leader;
 mod local;
 mod mapped;
@@ -71,6 +72,9 @@ mod step;
 mod stream;
 mod table;
 mod tcp;
+#[cfg(feature = "testing")]
+#[doc(hidden)]
+pub mod testing;
 
 pub use bootstrap::{Bootstrap, Member};
 pub use counters::Counters;

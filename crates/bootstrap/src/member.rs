@@ -10,18 +10,18 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 
-use crate::frame::{HEADER, payload_length};
+use crate::inbox::Inbox;
 use crate::message::{OVERHEAD, ToMember};
 
 pub(crate) struct Member {
     socket: OwnedFd,
-    inbox: Vec<u8>,
+    inbox: Inbox,
     descriptors: VecDeque<OwnedFd>,
 }
 
 impl Member {
     pub(crate) fn new(socket: OwnedFd) -> Self {
-        Self { socket, inbox: Vec::new(), descriptors: VecDeque::new() }
+        Self { socket, inbox: Inbox::default(), descriptors: VecDeque::new() }
     }
 
     /// Sends `first`, and then `message` and `bytes` in one frame, at the latest at `deadline`.
@@ -56,7 +56,7 @@ impl Member {
     /// The next message with its table, if it comes until `deadline`.
     pub(crate) fn receive(&mut self, deadline: Instant) -> io::Result<Option<(ToMember, Option<OwnedFd>)>> {
         loop {
-            if let Some(payload) = self.frame()? {
+            if let Some(payload) = self.inbox.frame(OVERHEAD, 0).map_err(|_| io::ErrorKind::InvalidData)? {
                 let bad = |what| io::Error::new(io::ErrorKind::InvalidData, what);
                 let message = ToMember::decode(&payload).map_err(bad)?;
                 let descriptor = match message {
@@ -72,17 +72,6 @@ impl Member {
             }
             self.read()?;
         }
-    }
-
-    fn frame(&mut self) -> io::Result<Option<Vec<u8>>> {
-        let Some(&header) = self.inbox.first_chunk::<HEADER>() else { return Ok(None) };
-        let length = payload_length(header, OVERHEAD).map_err(|_| io::ErrorKind::InvalidData)?;
-        if self.inbox.len() < HEADER + length {
-            return Ok(None);
-        }
-        let payload = self.inbox[HEADER..HEADER + length].to_vec();
-        self.inbox.drain(..HEADER + length);
-        Ok(Some(payload))
     }
 
     fn read(&mut self) -> io::Result<()> {
@@ -107,7 +96,7 @@ impl Member {
         if count == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        self.inbox.extend_from_slice(&buffer[..count]);
+        self.inbox.add(&buffer[..count]);
         Ok(())
     }
 

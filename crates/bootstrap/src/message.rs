@@ -101,7 +101,9 @@ const HEARTBEAT: u8 = 7;
 pub(crate) const OVERHEAD: usize = 4096;
 
 impl FromMember {
-    pub(crate) fn encode(&self) -> Vec<u8> {
+    /// The payload that [`decode`](Self::decode) reads.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
         match self {
             Self::Part { operation, number, bytes } => {
                 let mut message = part_head(*operation, *number).to_vec();
@@ -113,7 +115,10 @@ impl FromMember {
         }
     }
 
-    /// Reads a payload, or says what is wrong with it.
+    /// Reads a payload.
+    ///
+    /// # Errors
+    /// What is wrong with it.
     pub fn decode(payload: &[u8]) -> Result<Self, &'static str> {
         let (&kind, rest) = payload.split_first().ok_or("it is empty")?;
         match kind {
@@ -134,7 +139,9 @@ pub(crate) fn part_head(operation: Operation, number: u64) -> [u8; 14] {
 }
 
 impl ToMember {
-    pub(crate) fn encode(&self) -> Vec<u8> {
+    /// The payload that [`decode`](Self::decode) reads.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
         match self {
             Self::Done { number, leader, table, counters } => {
                 let mut message = vec![DONE];
@@ -148,7 +155,10 @@ impl ToMember {
         }
     }
 
-    /// Reads a payload, or says what is wrong with it.
+    /// Reads a payload.
+    ///
+    /// # Errors
+    /// What is wrong with it.
     pub fn decode(payload: &[u8]) -> Result<Self, &'static str> {
         let (&kind, rest) = payload.split_first().ok_or("it is empty")?;
         match kind {
@@ -180,7 +190,9 @@ impl ToMember {
 }
 
 impl BetweenLeaders {
-    pub(crate) fn encode(&self) -> Vec<u8> {
+    /// The payload that [`decode`](Self::decode) reads.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
         match self {
             Self::Gathered { operation, number, bytes } => {
                 let mut message = Vec::with_capacity(14 + bytes.len());
@@ -193,7 +205,10 @@ impl BetweenLeaders {
         }
     }
 
-    /// Reads a payload, or says what is wrong with it.
+    /// Reads a payload.
+    ///
+    /// # Errors
+    /// What is wrong with it.
     pub fn decode(payload: &[u8]) -> Result<Self, &'static str> {
         let (&kind, rest) = payload.split_first().ok_or("it is empty")?;
         match kind {

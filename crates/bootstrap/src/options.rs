@@ -15,7 +15,8 @@ pub struct Options {
     pub collective: Duration,
     /// How long a caller may take to prove who it is. Default 5 s.
     pub handshake: Duration,
-    /// How long a process that others wait for may be stopped (SIGSTOP, a debugger). Default 10 s.
+    /// How long a process that others wait for may be stopped (SIGSTOP, a debugger). Default 10 s. While all ranks are
+    /// stopped, as by `scontrol suspend`, no time counts.
     pub stopped: Duration,
     /// How long a node's leader may be silent: it is stopped, or its node hangs. A node that is gone, or whose network is,
     /// is noticed sooner. Default 10 s.

@@ -54,6 +54,13 @@ impl Gathered {
         Ok(Self { bytes: Bytes::Shared(bytes), count })
     }
 
+    /// The same of bytes that are no file.
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn own(bytes: Vec<u8>, count: usize) -> io::Result<Self> {
+        check(&bytes, count)?;
+        Ok(Self { bytes: Bytes::Own(bytes), count })
+    }
+
     fn table(&self) -> &[u8] {
         match &self.bytes {
             Bytes::Own(bytes) => bytes,
@@ -172,8 +179,7 @@ mod tests {
         fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..40), count in 0u64..4) {
             let table = [&count.to_be_bytes()[..], &bytes].concat();
             let count = usize::try_from(count).unwrap();
-            if check(&table, count).is_ok() {
-                let gathered = Gathered { bytes: Bytes::Own(table), count };
+            if let Ok(gathered) = Gathered::own(table, count) {
                 prop_assert_eq!(gathered.iter().map(<[u8]>::len).sum::<usize>(), bytes.len() - 8 * count);
             }
         }

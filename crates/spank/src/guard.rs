@@ -22,8 +22,6 @@ pub enum Hook {
     InitPostOpt,
     /// `slurm_spank_user_init`: in slurmstepd, once, as the user, before the tasks are forked.
     UserInit,
-    /// `slurm_spank_task_init_privileged`: in the task, still root.
-    TaskInitPrivileged,
     /// `slurm_spank_task_post_fork`: in slurmstepd, once per task; the tasks wait meanwhile.
     TaskPostFork,
     /// `slurm_spank_task_init`: in the task, as the user, after Slurm's own binding.
@@ -33,11 +31,11 @@ pub enum Hook {
 }
 
 impl Hook {
-    /// On a node, may this hook fail? Slurm ends the one task for these two; for any other it drains the
+    /// On a node, may this hook fail? Slurm ends the one task for `task_init`; for any other it drains the
     /// node (sbatch) or reports success for a task that never ran (srun).
     #[must_use]
     pub const fn may_fail_on_a_node(self) -> bool {
-        matches!(self, Self::TaskInit | Self::TaskInitPrivileged)
+        matches!(self, Self::TaskInit)
     }
 }
 
@@ -195,7 +193,6 @@ mod tests {
             assert_eq!(code(hook, Some(Remote), Fail), 0);
         }
         assert_eq!(code(Hook::TaskInit, Some(Remote), Fail), -1);
-        assert_eq!(code(Hook::TaskInitPrivileged, Some(Remote), Fail), -1);
     }
 
     #[test]

@@ -13,11 +13,10 @@ use crate::sysfs;
 pub(crate) const TESTS: &[(&str, Test)] = &[("a_panic_in_any_hook_ends_the_task_and_drains_nothing", panics)];
 
 /// Where the hook runs: where the job is submitted, or on the node.
-const HOOKS: [(&str, &str); 6] = [
+const HOOKS: [(&str, &str); 5] = [
     ("Init", "srun: error: spank_roce: internal error in Init, ..."),
     ("InitPostOpt", "srun: error: spank_roce: internal error in InitPostOpt, ..."),
     ("UserInit", "spank_roce: n1: task 0: internal error in UserInit, ..."),
-    ("TaskInitPrivileged", "spank_roce: n1: task 0: internal error in TaskInitPrivileged, ..."),
     ("TaskPostFork", "spank_roce: n1: task 0: ..."),
     ("TaskInit", "spank_roce: n1: task 0: internal error in TaskInit, ..."),
 ];

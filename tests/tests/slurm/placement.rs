@@ -10,6 +10,7 @@ use crate::sysfs;
 pub(crate) const TESTS: &[(&str, Test)] = &[
     ("a_task_finds_its_nic_and_class_in_its_environment", environment),
     ("each_task_gets_the_nic_of_its_numa_node", nearest),
+    ("many_tasks_alike_get_what_each_would_have_worked_out_by_itself", alike),
     ("cpus_are_narrowed_to_the_nics_numa_node_and_never_widened", cpus),
     ("memory_is_bound_unless_the_user_chose", memory),
     ("memlock_is_raised_though_the_submitting_shell_has_64_kib", memlock),
@@ -72,6 +73,33 @@ fn nearest(cluster: &Cluster) -> Result<()> {
     ensure!(counts == [2, 2], "{ran}");
     let ran = srun(["-n2", "--roce-nics=all", "bash", "-c", WHERE]).run(cluster)?.succeeded()?;
     ensure!(sorted(&ran.stdout) == ["0 mlx5_0:1,mlx5_1:1 0", "1 mlx5_1:1,mlx5_0:1 1"], "{ran}");
+    cluster.expect_idle()
+}
+
+/// All that the plan decides for a task: CPUs, memory, limit, variables; as a digest, for srun cuts long lines up.
+const ALL_OF_IT: &str = "{ grep Cpus_allowed: /proc/self/status; awk '{print $2}' /proc/self/numa_maps | sort -u; \
+     ulimit -Sl; env | grep -E '^(ROCE|UCX|NCCL|FI|OMPI|MV2|MVP|NVSHMEM|ROCSHMEM|GLOO|MC|HCCL)_' | sort; } | md5sum \
+     | sed \"s/-/$SLURM_PROCID $ROCE_DEVICES/\"";
+
+fn alike(cluster: &Cluster) -> Result<()> {
+    with_two_nics(cluster)?;
+    let look = |options: &[&str]| {
+        let many = ["-n20", "--overcommit", "--cpu-bind=none", "--roce-tc=3"];
+        let ran = wide(many.iter().chain(options).copied()).args(["bash", "-c", ALL_OF_IT]);
+        let ran = ran.run(cluster)?;
+        ensure!(ran.status == 0, "{ran}");
+        Ok(ran.stdout)
+    };
+    // slurmstepd works it out for ten tasks at once; where they are to tell about it, each does for itself.
+    let (together, alone) = (look(&[])?, look(&["--roce=verbose"])?);
+    ensure!(sorted(&together) == sorted(&alone), "{together}\nis not\n{alone}");
+    let on = |nic: &str| together.lines().filter(|line| line.ends_with(nic)).count();
+    ensure!((on("mlx5_0:1"), on("mlx5_1:1")) == (10, 10), "{together}");
+    // What the user has set counts for all of them.
+    let count = "test $UCX_NET_DEVICES = mine && echo mine";
+    let ran = wide(["-n20", "--overcommit", "--cpu-bind=none", "--roce-tc=3", "bash", "-c", count]);
+    let ran = ran.env("UCX_NET_DEVICES", "mine").run(cluster)?.succeeded()?;
+    ensure!(ran.stdout.lines().filter(|line| *line == "mine").count() == 20, "{ran}");
     cluster.expect_idle()
 }
 

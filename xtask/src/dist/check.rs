@@ -14,7 +14,7 @@ use std::{collections::BTreeSet, fs, path::Path};
 
 /// What Slurm looks up in a SPANK plugin, as far as this one has it. A hook that is not here is one that Slurm doesn't
 /// call: the job hooks would cost every job a prolog and an epilog. Slurm runs `init` and `fini` of a plugin that has them.
-const EXPORTS: [&str; 10] = [
+const EXPORTS: [&str; 9] = [
     "plugin_name",
     "plugin_type",
     "plugin_version",
@@ -22,7 +22,6 @@ const EXPORTS: [&str; 10] = [
     "slurm_spank_init",
     "slurm_spank_init_post_opt",
     "slurm_spank_task_init",
-    "slurm_spank_task_init_privileged",
     "slurm_spank_task_post_fork",
     "slurm_spank_user_init",
 ];

@@ -285,7 +285,7 @@ impl Core {
         let since = self.gather.since.filter(|_| self.fault.is_none() && !self.finished)?;
         let limit = if self.number == 0 { self.limits.join } else { self.limits.collective };
         let leaving = self.gather.operation == Some(Operation::Leave);
-        let grace = if self.missing().is_none() { GRACE } else { Duration::ZERO };
+        let grace = if self.is_missing_locals() { Duration::ZERO } else { GRACE };
         // Who has left may wait for the others as long as these compute.
         (!leaving).then(|| since + limit + grace)
     }
@@ -325,13 +325,17 @@ impl Core {
         }
     }
 
-    /// The local ranks whose part has not come.
+    /// Whether a local rank's part has not come.
+    fn is_missing_locals(&self) -> bool {
+        !self.gather.complete && self.locals.iter().any(Local::awaited)
+    }
+
+    /// The local ranks whose part has not come, in words.
     fn missing(&self) -> Option<String> {
-        if self.gather.complete {
+        if !self.is_missing_locals() {
             return None;
         }
         let waiting = || (0..).zip(&self.locals).filter(|(_, local)| local.awaited());
-        waiting().next()?;
         let name = self.layout.node_name(self.layout.node());
         if self.layout.nodes() == 1 {
             // Then it is known who is not here, also before they come.

@@ -106,7 +106,7 @@ fn files(machine: &Machine) -> Result<()> {
 
 fn panics(machine: &Machine) -> Result<()> {
     let file = faulty()?;
-    for hook in ["Init", "InitPostOpt", "UserInit", "TaskInitPrivileged", "TaskPostFork", "TaskInit"] {
+    for hook in ["Init", "InitPostOpt", "UserInit", "TaskPostFork", "TaskInit"] {
         let arguments = machine.arguments(&[&format!("fault={hook}")])?;
         let mut step = asking();
         // A variable, for in the first hook no option is known yet.
