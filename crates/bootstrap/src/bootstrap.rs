@@ -6,13 +6,14 @@ use std::time::{Duration, Instant};
 
 use crate::core::{Fault, GRACE};
 use crate::counters::Counters;
-use crate::discovery::{Discovery, Identity};
+use crate::discovery::{Discovery, Identity, Launch};
 use crate::error::{Error, Result};
 use crate::event::{self, Event};
 use crate::leader;
 use crate::local::{self, Met};
 use crate::member::Member as Connection;
 use crate::message::{FromMember, Operation, ToMember, part_head};
+use crate::munge;
 use crate::options::Options;
 use crate::process::{self, State};
 use crate::secret::Secret;
@@ -79,7 +80,8 @@ impl Bootstrap {
     ///
     /// Who this process is say the variables of srun or of `rocectl run`, else the PMI socket that `mpiexec.hydra` left
     /// open, or mpirun's PMIx. The secret is that of the environment, else rank 0 makes one and hands it on over PMI or
-    /// PMIx (also `srun --mpi=pmi2` and `--mpi=pmix`). A process that no launcher started is one rank, alone; so is a batch script.
+    /// PMIx (also `srun --mpi=pmi2` and `--mpi=pmix`), else in a step of Slurm the first node's first rank does so by munge. A process
+    /// that no launcher started is one rank, alone; so is a batch script.
     ///
     /// ```
     /// use roce_bootstrap::{Bootstrap, Options};
@@ -92,12 +94,23 @@ impl Bootstrap {
     ///
     /// # Errors
     /// [`Error::HalfSet`], [`Error::Variable`] or [`Error::Contradiction`], each naming the variables and their values:
-    /// two launchers that contradict each other are an error, too. [`Error::Pmi`] or [`Error::Pmix`] where the launcher doesn't answer. And as
+    /// two launchers that contradict each other are an error, too. [`Error::Pmi`] or [`Error::Pmix`] where the launcher doesn't
+    /// answer, [`Error::Munge`] where there is no other way to a secret, and munge is none. And as
     /// [`Secret::take_from_environment`] and [`join`](Self::join).
     pub fn init(options: &Options) -> Result<Self> {
         let deadline = Instant::now() + options.join;
         let (identity, secret) = Discovery::of_this_process()?.introduce(deadline)?;
-        Self::join(identity, secret.as_ref(), options)
+        let is_step = identity.size > 1 && matches!(identity.launch, Launch::Slurm { .. });
+        let (secret, giver) = match secret {
+            None if is_step => {
+                munge::introduce(&identity, options, deadline).map(|(own, giver)| (Some(own), giver))?
+            }
+            secret => (secret, None),
+        };
+        let ranks = Self::join(identity, secret.as_ref(), options);
+        // When this rank has joined all have, and so they have the secret.
+        drop(giver);
+        ranks
     }
 
     /// Meets the other ranks; returns when all of them are there. One rank alone needs no secret and no network, ranks on one

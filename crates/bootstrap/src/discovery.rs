@@ -189,6 +189,24 @@ impl Discovery {
 }
 
 impl Identity {
+    /// Who this process is, as far as variables tell: for those who bring a secret of their own to
+    /// [`Bootstrap::join`](crate::Bootstrap::join). [`Bootstrap::init`](crate::Bootstrap::init) also asks the launcher.
+    ///
+    /// # Errors
+    /// [`HalfSet`](crate::Error::HalfSet), [`Variable`](crate::Error::Variable) or
+    /// [`Contradiction`](crate::Error::Contradiction); [`Pmi`](crate::Error::Pmi) or [`Pmix`](crate::Error::Pmix) where the
+    /// launcher would have to be asked.
+    pub fn discover() -> Result<Self> {
+        let found = Discovery::of_this_process()?;
+        let reason = "its variables do not tell where the ranks run".to_owned();
+        match (found.identity, found.pmix, found.pmi) {
+            (Some(identity), ..) => Ok(identity),
+            (None, Some(pmix), _) => Err(pmix::failed(&pmix, reason)),
+            (None, None, Some(pmi)) => Err(pmi::failed(&pmi, reason)),
+            (None, None, None) => Ok(Self::alone(&found.host)),
+        }
+    }
+
     /// From variables that tell all of it.
     #[cfg(test)]
     pub(crate) fn from_variables(variable: impl Fn(&str) -> Option<String>, host: &str) -> Result<Self> {

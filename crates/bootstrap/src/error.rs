@@ -48,6 +48,18 @@ pub enum Error {
          export SLURM_ROCE_SECRET=$(openssl rand -hex 32)"
     )]
     NoSecret,
+    /// No secret in the environment, and munge brought none.
+    #[error(
+        "SLURM_ROCE_SECRET is not set, and munge brought {node} no secret in its place: {reason}. Load the spank_roce plugin and \
+         pass srun a --roce option, or say srun --mpi=pmi2 or --mpi=pmix, or set it before srun: \
+         export SLURM_ROCE_SECRET=$(openssl rand -hex 32)"
+    )]
+    Munge {
+        /// This rank's node.
+        node: String,
+        /// What happened.
+        reason: String,
+    },
     /// The launcher did not tell, over its PMI socket, what was asked.
     #[error("rank {rank} could not find the others over the launcher's socket (PMI_FD={fd}): {reason}")]
     Pmi {

@@ -119,6 +119,7 @@ mod mapped;
 mod member;
 #[doc(hidden)]
 pub mod message;
+mod munge;
 mod options;
 mod pmi;
 mod pmix;

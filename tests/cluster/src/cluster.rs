@@ -86,7 +86,7 @@ impl Cluster {
     }
 
     /// What the configuration of every cluster says; `plugstack` is a file of the folder, `own` the start of the names of
-    /// a slurmd's own files.
+    /// a slurmd's own files. All nodes have one word for the spool's folder: Slurm's PMI-2 uses its own node's for the others'.
     pub(crate) fn configuration(&self, controller: u16, plugstack: &str, own: &str) -> Result<String> {
         let (folder, host) = (self.folder.display(), host()?);
         Ok(format!(
@@ -98,7 +98,7 @@ impl Cluster {
                  AuthType=auth/munge\n\
                  AuthInfo=socket={folder}/munge.socket\n\
                  StateSaveLocation={folder}/state\n\
-                 SlurmdSpoolDir={folder}/{own}spool\n\
+                 SlurmdSpoolDir={folder}/spool-%n\n\
                  SlurmctldPidFile={folder}/slurmctld.pid\n\
                  SlurmdPidFile={folder}/{own}slurmd.pid\n\
                  SlurmctldLogFile={folder}/slurmctld.log\n\
@@ -116,7 +116,7 @@ impl Cluster {
     }
 
     fn write_configuration(&self, plugin: &Path) -> Result<()> {
-        for folder in ["spool", "second-spool", "dev"] {
+        for folder in ["spool-n1", "spool-n2", "dev"] {
             fs::create_dir(self.path(folder))?;
         }
         self.install(plugin)?;
@@ -184,6 +184,15 @@ impl Cluster {
         let arguments = ["-D", "-N", SECOND, "-f", &conf.display().to_string()].map(str::to_owned);
         self.daemon("second slurmd", &arguments)?;
         self.wait("second slurmd", |cluster| Ok(cluster.state_of(SECOND)? == "idle"))
+    }
+
+    /// Takes the plugin away from both nodes.
+    ///
+    /// # Errors
+    /// If the files can't be written.
+    pub fn without_plugins(&self) -> Result<()> {
+        self.without_plugin()?;
+        Ok(fs::write(self.path(SECOND_PLUGSTACK), "")?)
     }
 
     /// Gives the plugin to the second node, with these arguments.

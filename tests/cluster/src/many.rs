@@ -40,8 +40,8 @@ impl Cluster {
         let (folder, host) = (self.path(""), host()?);
         let mut nodes = String::new();
         for (name, port) in names.iter().zip(ports) {
-            for kind in ["spool", "tmp"] {
-                fs::create_dir(self.path(&format!("{name}-{kind}")))?;
+            for folder in [format!("spool-{name}"), format!("tmp-{name}")] {
+                fs::create_dir(self.path(&folder))?;
             }
             nodes += &format!(
                 "NodeName={name} NodeHostname={host} NodeAddr={name} Port={port} \
@@ -55,7 +55,7 @@ impl Cluster {
             let text = format!(
                 "{common}\
                  TaskPlugin=task/none\n\
-                 TmpFS={}%n-tmp\n\
+                 TmpFS={}tmp-%n\n\
                  {nodes}\
                  PartitionName=all Nodes=ALL Default=YES State=UP\n",
                 folder.display()

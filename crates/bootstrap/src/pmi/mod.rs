@@ -116,6 +116,6 @@ fn begin_old(mut wire: Wire) -> Result<Box<dyn Session>> {
     Err(wire.failed("the launcher speaks neither PMI-2 nor PMI-1".to_owned()))
 }
 
-fn failed(pmi: &PmiVariables, reason: String) -> Error {
+pub(crate) fn failed(pmi: &PmiVariables, reason: String) -> Error {
     Error::Pmi { rank: pmi.rank, fd: pmi.fd.unwrap_or_default(), reason }
 }

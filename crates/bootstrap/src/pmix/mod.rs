@@ -34,11 +34,7 @@ pub(crate) fn introduce(
     identity: Option<Identity>,
     deadline: Instant,
 ) -> Result<(Identity, Option<Secret>)> {
-    let failed = |reason| Error::Pmix {
-        rank: pmix.rank,
-        namespace: pmix.namespace.escape_debug().to_string(),
-        reason,
-    };
+    let failed = |reason| failed(pmix, reason);
     if DONE.swap(true, Ordering::Relaxed) {
         return Err(failed(
             "this process has joined before; join once, and keep what that returned".to_owned(),
@@ -59,6 +55,10 @@ pub(crate) fn introduce(
         Ok(answer) => answer.map_err(failed),
         Err(_) => Err(failed(format!("the others did not come within {left:.1?}; did every rank start?"))),
     }
+}
+
+pub(crate) fn failed(pmix: &PmixVariables, reason: String) -> Error {
+    Error::Pmix { rank: pmix.rank, namespace: pmix.namespace.escape_debug().to_string(), reason }
 }
 
 fn ask(rank: u32, identity: Option<Identity>) -> Result<(Identity, Option<Secret>), String> {
