@@ -31,6 +31,13 @@ pub(crate) struct Point {
     pub(crate) most: f64,
 }
 
+impl Point {
+    /// Without extremes.
+    pub(crate) fn new(x: f64, y: f64) -> Self {
+        Self { x, least: y, y, most: y }
+    }
+}
+
 const SIZE: (u32, u32) = (860, 540);
 /// Colours that the colour-blind tell apart too (Okabe and Ito).
 const COLOURS: [RGBColor; 5] = [
@@ -105,7 +112,7 @@ impl Plot {
 
 /// `1,000` and `0.25`: as short as it can be.
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "plotters' type")]
-fn number(value: &f64) -> String {
+pub(crate) fn number(value: &f64) -> String {
     if *value < 1.0 {
         return format!("{value:.3}").trim_end_matches('0').to_owned();
     }

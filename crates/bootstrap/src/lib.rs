@@ -65,6 +65,8 @@ mod ranks;
 mod resolve;
 mod run;
 mod secret;
+#[doc(hidden)]
+pub mod simulation;
 mod step;
 mod stream;
 mod table;
