@@ -83,7 +83,7 @@ fn counts(rows: &[Row]) -> Plot {
         title: "Simulated: what a node needs".to_owned(),
         subtitle: "64 ranks a node, 64 bytes a rank".to_owned(),
         x: "nodes".to_owned(),
-        y: "of one node".to_owned(),
+        y: "rounds, connections, MB".to_owned(),
         curves,
     }
 }

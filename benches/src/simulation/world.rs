@@ -429,15 +429,15 @@ mod tests {
     const CALM: Network = Network { latency: 25_000, gbit_s: 25.0, loss: 0.0, slow: 0.0, skew: 0 };
     const ROUGH: Network = Network { loss: 0.01, slow: 0.1, skew: 100_000_000, ..CALM };
 
-    /// Every leader of each number of nodes needs what theory says, on a calm network and on a rough one.
-    fn check(nodes: u32, ranks: u32) {
+    /// Every leader needs what theory says.
+    fn check(nodes: u32, ranks: u32, networks: &[Network]) {
         let job = Job { nodes, ranks, card: 64 };
         let rounds = nodes.next_power_of_two().ilog2();
         let messages = u64::from(nodes - 1) * node_bytes(ranks as usize, 64) as u64;
         let handshakes = u64::from(rounds) * HANDSHAKE.iter().map(|length| *length as u64).sum::<u64>();
         let sent = messages + u64::from(rounds) * FRAME as u64 + handshakes;
-        for network in [CALM, ROUGH] {
-            let found = run(&job, &network, 7).unwrap();
+        for network in networks {
+            let found = run(&job, network, 7).unwrap();
             assert_eq!(found.len(), nodes as usize);
             for node in found {
                 assert_eq!(
@@ -454,11 +454,15 @@ mod tests {
     #[test]
     fn rounds_and_connections_are_logarithms_of_the_nodes() {
         for nodes in 1..=300 {
-            check(nodes, 1 + nodes % 3);
+            check(nodes, 1 + nodes % 3, &[CALM, ROUGH]);
         }
-        for nodes in [1_000, 10_000] {
-            check(nodes, 1);
-        }
+        check(1_000, 1, &[CALM, ROUGH]);
+        check(10_000, 1, &[CALM]);
+    }
+
+    #[test]
+    fn and_so_they_are_of_100_000_nodes() {
+        check(100_000, 1, &[CALM]);
     }
 
     #[test]
