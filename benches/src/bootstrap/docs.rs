@@ -40,15 +40,16 @@ fn plot(all: &[Measured], setting: &str) -> Plot {
     let point = |ranks: usize, times: &[f64]| {
         let (least, most) = spread(times);
         #[expect(clippy::cast_precision_loss, reason = "a few hundred")]
-        Point { x: ranks as f64, least, y: median(times), most }
+        Point { least, most, ..Point::new(ranks as f64, median(times)) }
     };
     let ours = Curve {
         name: OURS.name.to_owned(),
         points: all.iter().map(|measured| point(measured.ranks, &measured.ours)).collect(),
     };
-    // A bound is no point of a curve.
-    let measured_point =
-        |ranks, theirs: &Theirs| (!theirs.times.is_empty()).then(|| point(ranks, &theirs.times));
+    let measured_point = |ranks, theirs: &Theirs| match theirs.more_than {
+        Some(bound) if theirs.times.is_empty() => Some(Point { is_bound: true, ..point(ranks, &[bound]) }),
+        _ => (!theirs.times.is_empty()).then(|| point(ranks, &theirs.times)),
+    };
     let theirs = PEERS.iter().enumerate().map(|(number, peer)| {
         let measured = all.iter().filter_map(|all| measured_point(all.ranks, &all.theirs[number]));
         Curve { name: peer.name.to_owned(), points: measured.collect() }
