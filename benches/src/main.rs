@@ -5,10 +5,12 @@ mod bootstrap;
 mod hooks;
 mod machine;
 mod memory;
+mod page;
 mod plan;
 mod plot;
 mod plugin;
 mod report;
+mod simulation;
 mod stepd;
 
 use std::path::Path;
@@ -36,6 +38,13 @@ fn main() -> Result<ExitCode> {
             let docs = docs.first().map(Path::new);
             bootstrap::run(rounds.parse()?, &ranks, &only, docs)?.finish(Path::new(output))
         }
-        _ => bail!("usage: roce-bench plan|plugin|bootstrap FILE.json ... (cargo xtask bench does it)"),
+        ["simulate-bootstrap", output, seed, sizes, ref docs @ ..] => {
+            let sizes: Vec<u32> = sizes.split(',').map(str::parse).collect::<Result<_, _>>()?;
+            simulation::run(seed.parse()?, &sizes, Path::new(output), docs.first().map(Path::new))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        _ => bail!(
+            "usage: roce-bench plan|plugin|bootstrap|simulate-bootstrap FILE.json ... (cargo xtask bench does it)"
+        ),
     }
 }

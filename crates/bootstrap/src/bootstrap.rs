@@ -24,7 +24,7 @@ pub(crate) const MOST_BYTES: usize = 1 << 20;
 /// The longest card.
 const MOST_CARD: usize = 4096;
 /// A rank's place, before its card.
-const PLACE: usize = 8;
+pub(crate) const PLACE: usize = 8;
 /// A rank waits this much longer for its leader than that for the others, so that the leader's better error reaches it.
 const LONGER: Duration = Duration::from_secs(3);
 /// How often a waiting rank looks whether its leader is stopped.

@@ -128,6 +128,8 @@ mod ranks;
 mod resolve;
 mod run;
 mod secret;
+#[doc(hidden)]
+pub mod simulation;
 mod step;
 mod stream;
 mod table;
