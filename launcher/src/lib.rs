@@ -39,8 +39,10 @@ mod endpoint;
 mod environment;
 mod error;
 mod job;
+mod messages;
 mod queue_pair;
 mod rail;
+mod transport;
 
 pub use assignment::{Assignment, Nic, Source};
 pub use error::{Error, Result};

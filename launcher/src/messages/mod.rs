@@ -1,0 +1,3 @@
+//! Messages between ranks: what a program sends and receives, whatever carries it.
+
+mod matching;
