@@ -29,4 +29,12 @@ pub(crate) trait Transport {
     /// # Errors
     /// If a peer can't be reached any more; what it sent before has been given.
     fn poll(&mut self, deliver: &mut impl FnMut(u32, &Header, &[u8])) -> Result<bool, Broken>;
+
+    /// Reads memory of a peer, all of `into` or nothing; `false` if that is not possible here, and the peer has to send it.
+    ///
+    /// # Errors
+    /// If the peer can't be reached any more.
+    fn fetch(&mut self, _peer: u32, _address: u64, _into: &mut [u8]) -> Result<bool, Broken> {
+        Ok(false)
+    }
 }
