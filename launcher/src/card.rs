@@ -18,7 +18,7 @@ pub(crate) struct NicCard {
 }
 
 /// One rank.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Card {
     pub(crate) nics: Vec<NicCard>,

@@ -47,6 +47,10 @@ mod transport;
 pub use assignment::{Assignment, Nic, Source};
 pub use error::{Error, Result};
 pub use job::Job;
+pub use messages::{
+    Any, Communicator, Completed, Pending, Request, Scope, Source as MessageSource, Status, Tag, wait_all,
+    wait_any,
+};
 pub use queue_pair::{Done, QueuePair};
 
 pub use roce_bootstrap::Options;

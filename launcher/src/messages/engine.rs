@@ -142,7 +142,7 @@ impl<T: Transport> Engine<T> {
             core.take_message(header, Label { source: peer, tag }, bytes);
             return Ok(None);
         }
-        if bytes.len() > self.transport.most() {
+        if bytes.len() > self.transport.most(peer) {
             let operation = core.add(What::Send { peer, memory });
             let header = Header { kind: Kind::Offer as u32, operation, ..header };
             core.queue(peer, Outgoing::Packet(header, memory.address().to_ne_bytes().to_vec()));
@@ -194,6 +194,18 @@ impl<T: Transport> Engine<T> {
     /// Is it over?
     pub(crate) fn is_over(&self, operation: Operation) -> bool {
         self.core.operations.get(operation as usize).is_none_or(|state| state.outcome.is_some())
+    }
+
+    /// Is it a send that is not over, and that the peer may fetch?
+    pub(crate) fn is_offered(&self, operation: Operation) -> bool {
+        let state = self.core.operations.get(operation as usize).filter(|state| state.outcome.is_none());
+        matches!(state, Some(State { what: What::Send { peer, memory }, .. })
+            if memory.bytes().len() > self.transport.most(*peer))
+    }
+
+    /// Why a peer can't be reached, if so.
+    pub(crate) fn broken(&self, peer: u32) -> Option<Failure> {
+        self.core.broken.get(&peer).cloned().map(Failure::Broken)
     }
 
     /// Forgets an operation: its memory is not touched any more by this rank. The message is lost.
@@ -498,7 +510,7 @@ impl Core {
             }
             Outgoing::Pieces { operation, to, sent } => {
                 let bytes = memory(*operation).unwrap_or_default();
-                let end = bytes.len().min(*sent + transport.most());
+                let end = bytes.len().min(*sent + transport.most(peer));
                 let header = Header {
                     kind: Kind::Data as u32,
                     context: 0,

@@ -15,8 +15,8 @@ pub(crate) struct Broken {
 }
 
 pub(crate) trait Transport {
-    /// The most bytes of payload in one packet.
-    fn most(&self) -> usize;
+    /// The most bytes of payload in one packet to this peer.
+    fn most(&self, peer: u32) -> usize;
 
     /// Sends a packet, or says that there is no room for it now. When it returns, the bytes have been copied.
     ///
@@ -35,6 +35,24 @@ pub(crate) trait Transport {
     /// # Errors
     /// If the peer can't be reached any more.
     fn fetch(&mut self, _peer: u32, _address: u64, _into: &mut [u8]) -> Result<bool, Broken> {
+        Ok(false)
+    }
+}
+
+/// The way to each rank of the job.
+#[derive(Debug, Default)]
+pub(crate) struct Transports {}
+
+impl Transport for Transports {
+    fn most(&self, _: u32) -> usize {
+        0
+    }
+
+    fn try_send(&mut self, peer: u32, _: &Header, _: &[u8]) -> Result<bool, Broken> {
+        Err(Broken { peer, why: "there is no way to it".to_owned() })
+    }
+
+    fn poll(&mut self, _: &mut impl FnMut(u32, &Header, &[u8])) -> Result<bool, Broken> {
         Ok(false)
     }
 }

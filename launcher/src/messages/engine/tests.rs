@@ -23,7 +23,7 @@ struct Queues {
 const MOST: usize = 16;
 
 impl Transport for Queues {
-    fn most(&self) -> usize {
+    fn most(&self, _: u32) -> usize {
         MOST
     }
 
