@@ -34,6 +34,7 @@
 mod agree;
 mod assignment;
 mod card;
+mod collectives;
 mod connect;
 mod endpoint;
 mod environment;
@@ -45,6 +46,7 @@ mod rail;
 mod transport;
 
 pub use assignment::{Assignment, Nic, Source};
+pub use collectives::{And, Max, Min, Operator, Or, Product, Sum, Xor};
 pub use error::{Error, Result};
 pub use job::Job;
 pub use messages::{

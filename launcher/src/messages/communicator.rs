@@ -182,9 +182,19 @@ impl Communicator {
         from: impl Into<Source>,
         tag: impl Into<Tag>,
     ) -> Result<(Vec<T>, Status)> {
-        let status = self.probe_bytes(from.into(), tag.into())?;
-        let mut data = vec![T::zeroed(); status.length.div_ceil(size_of::<T>().max(1))];
-        let status = self.receive(status.source, status.tag, &mut data)?;
+        self.receive_vec_in(self.context, from.into(), tag.into())
+    }
+
+    pub(crate) fn receive_vec_in<T: Pod>(
+        &self,
+        context: Context,
+        from: Source,
+        tag: Tag,
+    ) -> Result<(Vec<T>, Status)> {
+        let wanted = self.wanted("receive_vec", from, tag)?;
+        let found = self.status::<T>(self.wait_for_message(context, wanted)?)?;
+        let mut data = vec![T::zeroed(); found.length];
+        let status = self.receive_in(context, found.source.into(), found.tag.into(), &mut data)?;
         Ok((data, status))
     }
 
@@ -205,7 +215,7 @@ impl Communicator {
     /// As [`receive`](Self::receive).
     pub fn probe<T: Pod>(&self, from: impl Into<Source>, tag: impl Into<Tag>) -> Result<Status> {
         let wanted = self.wanted("probe", from.into(), tag.into())?;
-        self.status::<T>(self.wait_for_message(wanted)?)
+        self.status::<T>(self.wait_for_message(self.context, wanted)?)
     }
 
     /// The same without waiting: `None` if no such message is here.
@@ -219,16 +229,11 @@ impl Communicator {
         found.map(|found| self.status::<T>(found)).transpose()
     }
 
-    fn probe_bytes(&self, from: Source, tag: Tag) -> Result<Status> {
-        let wanted = self.wanted("receive", from, tag)?;
-        self.status::<u8>(self.wait_for_message(wanted)?)
-    }
-
-    fn wait_for_message(&self, wanted: Wanted) -> Result<Received> {
+    fn wait_for_message(&self, context: Context, wanted: Wanted) -> Result<Received> {
         let what =
             Described { what: "a receive", peer: wanted.source, tag: Tag(wanted.tag), world: &self.world };
         let look = |engine: &mut Engine<Transports>| {
-            let found = engine.probe(self.context, wanted).map(Ok);
+            let found = engine.probe(context, wanted).map(Ok);
             found.or_else(|| engine.broken(wanted.source?).map(Err))
         };
         self.world.wait_until(&what, look)?.map_err(|failure| self.world.error(&failure, 0))

@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 
 use bytemuck::Pod;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::messages::communicator::{Communicator, Described};
 use crate::messages::engine::{Operation, Received};
 use crate::messages::lent::{Lent, LentMut};
@@ -28,6 +28,8 @@ struct Started {
     peer: Option<u32>,
     tag: Tag,
     received: Option<Received>,
+    /// The collective that needs all of the room filled.
+    exactly: Option<&'static str>,
 }
 
 /// A receive of a scope.
@@ -47,7 +49,15 @@ impl<'scope, 'env> Scope<'scope, 'env> {
     /// # Errors
     /// As [`Communicator::send`].
     pub fn send<T: Pod>(&self, to: u32, tag: u32, data: &'env [T]) -> Result<()> {
-        self.send_shorter(to, tag, data)
+        let peer = self.communicator.job_rank("send", to)?;
+        let bytes = bytemuck::cast_slice(data);
+        let operation = self.communicator.world.start_send(self.context, peer, tag, lend(bytes))?;
+        let (room, tag) = (bytes.len(), Tag(Some(tag)));
+        if operation.is_some() {
+            let started = Started { operation, room, peer: Some(peer), tag, received: None, exactly: None };
+            self.started.borrow_mut().push(started);
+        }
+        Ok(())
     }
 
     /// Starts to receive into `data`. Its status comes by [`wait`](Self::wait).
@@ -66,7 +76,14 @@ impl<'scope, 'env> Scope<'scope, 'env> {
         let room = bytes.len();
         let operation = self.communicator.world.start_receive(self.context, wanted, lend_mut(bytes))?;
         let mut started = self.started.borrow_mut();
-        started.push(Started { operation: Some(operation), room, peer: wanted.source, tag, received: None });
+        started.push(Started {
+            operation: Some(operation),
+            room,
+            peer: wanted.source,
+            tag,
+            received: None,
+            exactly: None,
+        });
         Ok(Pending { place: started.len() - 1, elements: PhantomData })
     }
 
@@ -83,14 +100,17 @@ impl<'scope, 'env> Scope<'scope, 'env> {
         }
     }
 
-    fn send_shorter<T: Pod>(&self, to: u32, tag: u32, data: &'env [T]) -> Result<()> {
-        let peer = self.communicator.job_rank("send", to)?;
-        let bytes = bytemuck::cast_slice(data);
-        let operation = self.communicator.world.start_send(self.context, peer, tag, lend(bytes))?;
-        let (room, tag) = (bytes.len(), Tag(Some(tag)));
-        if operation.is_some() {
-            let started = Started { operation, room, peer: Some(peer), tag, received: None };
-            self.started.borrow_mut().push(started);
+    /// A receive of a collective: a shorter message is an error.
+    pub(crate) fn receive_exactly<T: Pod>(
+        &self,
+        what: &'static str,
+        from: u32,
+        tag: u32,
+        data: &'env mut [T],
+    ) -> Result<()> {
+        let receive = self.receive(from, tag, data)?;
+        if let Some(started) = self.started.borrow_mut().get_mut(receive.place) {
+            started.exactly = Some(what);
         }
         Ok(())
     }
@@ -104,6 +124,14 @@ impl<'scope, 'env> Scope<'scope, 'env> {
             // Over or forgotten when it returns.
             one.operation = None;
             one.received = world.wait(operation, one.room, &what)?;
+            if let (Some(what), Some(received)) = (one.exactly, one.received)
+                && received.length != one.room
+            {
+                let (rank, room) = (received.label.source, one.room);
+                let problem =
+                    format!("rank {rank} of the job gave {} bytes instead of {room}", received.length);
+                return Err(Error::Lengths { what, problem });
+            }
         }
         Ok(one.received)
     }
