@@ -4,6 +4,7 @@
 //! sent to a peer. What packets mean is the engine's business ([`crate::messages`]).
 
 pub(crate) mod header;
+pub(crate) mod shared_memory;
 
 pub(crate) use header::{Header, Kind};
 
