@@ -151,6 +151,14 @@ pub enum Error {
         /// Why.
         source: serde_json::Error,
     },
+    /// A rank could not prepare to exchange messages.
+    #[error("this node ({node}) can't exchange messages: {why}")]
+    Messages {
+        /// This node.
+        node: String,
+        /// Why.
+        why: String,
+    },
     /// A message is longer than the memory for it. It is lost; nothing was written.
     #[error(
         "rank {source_rank} ({node}) sent {length} bytes with tag {tag}, and there is room for {room}: give the receive a longer slice, \

@@ -71,10 +71,17 @@ impl Job {
     pub fn init_with(options: &Options) -> Result<Self> {
         let mut exchange = Bootstrap::init(options)?;
         let identity = exchange.identity().clone();
-        let opened = open_assigned(identity.node_name());
-        let (nics, cards) = agree(&mut exchange, opened)?;
-        let members = exchange.members().collect();
-        let world = Rc::new(World::new(exchange, Transports::default()));
+        let opened = open_assigned(identity.node_name()).and_then(|(nics, mut card)| {
+            let transports = Transports::new(identity.rank, exchange.local_ranks().collect())
+                .map_err(|why| Error::Messages { node: identity.node_name().to_owned(), why })?;
+            card.transports = transports.cards();
+            Ok(((nics, transports), card))
+        });
+        let ((nics, mut transports), cards) = agree(&mut exchange, opened)?;
+        let members: Vec<Member> = exchange.members().collect();
+        let is_local = |rank: u32| members[rank as usize].node_index == identity.node_index;
+        transports.meet(identity.rank, cards.iter().map(|card| card.transports.clone()).collect(), is_local);
+        let world = Rc::new(World::new(exchange, transports));
         Ok(Self { world, identity, members, nics, cards })
     }
 

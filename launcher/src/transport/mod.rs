@@ -5,8 +5,10 @@
 
 pub(crate) mod header;
 pub(crate) mod shared_memory;
+mod transports;
 
 pub(crate) use header::{Header, Kind};
+pub(crate) use transports::{Cards, Transports};
 
 /// Why a peer can't be reached any more, in words that go behind "rank 3 (vm2): ".
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -36,24 +38,6 @@ pub(crate) trait Transport {
     /// # Errors
     /// If the peer can't be reached any more.
     fn fetch(&mut self, _peer: u32, _address: u64, _into: &mut [u8]) -> Result<bool, Broken> {
-        Ok(false)
-    }
-}
-
-/// The way to each rank of the job.
-#[derive(Debug, Default)]
-pub(crate) struct Transports {}
-
-impl Transport for Transports {
-    fn most(&self, _: u32) -> usize {
-        0
-    }
-
-    fn try_send(&mut self, peer: u32, _: &Header, _: &[u8]) -> Result<bool, Broken> {
-        Err(Broken { peer, why: "there is no way to it".to_owned() })
-    }
-
-    fn poll(&mut self, _: &mut impl FnMut(u32, &Header, &[u8])) -> Result<bool, Broken> {
         Ok(false)
     }
 }
