@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use roce_bootstrap::{Bootstrap, Identity, Member, Options};
+use roce_types::CpuSet;
 use roce_verbs::Depth;
 
 use crate::agree::agree;
@@ -89,6 +90,33 @@ impl Job {
     #[must_use]
     pub fn world(&self) -> Communicator {
         Communicator::world(Rc::clone(&self.world))
+    }
+
+    /// How messages go to each rank: `ranks 0-3: shared memory; ranks 4-7: TCP`.
+    ///
+    /// ```
+    /// # let job = roce_launcher::Job::init()?;
+    /// println!("rank {}: {}", job.rank(), job.describe());
+    /// assert_eq!(job.describe(), "rank 0: itself");
+    /// # Ok::<(), roce_launcher::Error>(())
+    /// ```
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let ways = self.world.with_engine(|engine| engine.describe(self.size()));
+        let mut groups: Vec<(String, Vec<u32>)> = Vec::new();
+        for (rank, way) in (0..).zip(ways) {
+            match groups.iter_mut().find(|(other, _)| *other == way) {
+                Some((_, ranks)) => ranks.push(rank),
+                None => groups.push((way, vec![rank])),
+            }
+        }
+        let of_group = |(way, ranks): (String, Vec<u32>)| {
+            let many = if ranks.len() == 1 { "rank" } else { "ranks" };
+            // Written as lists of CPUs are: 0-3,8
+            let ranks: CpuSet = ranks.into_iter().map(|rank| rank as usize).collect();
+            format!("{many} {ranks}: {way}")
+        };
+        groups.into_iter().map(of_group).collect::<Vec<_>>().join("; ")
     }
 
     /// How long an operation on messages may take before it is an error; without end by default. A rank that is gone is told

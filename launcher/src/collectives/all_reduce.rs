@@ -25,6 +25,7 @@ impl Communicator {
     ///
     /// # Errors
     /// As [`send`](Self::send), and [`Error::Lengths`](crate::Error::Lengths).
+    #[expect(clippy::needless_pass_by_value, reason = "operators have no size, and read better so")]
     pub fn all_reduce<T: Pod>(&self, data: &mut [T], operator: impl Operator<T>) -> Result<()> {
         let round = Round::of(self);
         if round.size() == 1 {

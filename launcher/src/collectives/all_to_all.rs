@@ -81,6 +81,7 @@ impl Communicator {
     ///
     /// # Errors
     /// As [`all_to_all`](Self::all_to_all).
+    #[expect(clippy::needless_pass_by_value, reason = "operators have no size, and read better so")]
     pub fn reduce_scatter<T: Pod>(&self, data: &[T], operator: impl Operator<T>) -> Result<Vec<T>> {
         let round = Round::of(self);
         let each = round.part_length("reduce_scatter", data.len())?;

@@ -13,9 +13,13 @@ pub trait Operator<T> {
 
 impl<T: Pod, F: Fn(T, T) -> T> Operator<T> for F {
     fn combine(&self, lower: &mut [T], higher: &[T]) {
-        for (lower, higher) in lower.iter_mut().zip(higher) {
-            *lower = self(*lower, *higher);
-        }
+        each(lower, higher, self);
+    }
+}
+
+fn each<T: Copy>(lower: &mut [T], higher: &[T], combine: impl Fn(T, T) -> T) {
+    for (lower, higher) in lower.iter_mut().zip(higher) {
+        *lower = combine(*lower, *higher);
     }
 }
 
@@ -26,10 +30,7 @@ macro_rules! operators {
         pub struct $name;
         $(impl Operator<$type> for $name {
             fn combine(&self, lower: &mut [$type], higher: &[$type]) {
-                for (lower, higher) in lower.iter_mut().zip(higher) {
-                    let combine: fn($type, $type) -> $type = $combine;
-                    *lower = combine(*lower, *higher);
-                }
+                each(lower, higher, $combine);
             }
         })*
     )*};
@@ -58,10 +59,7 @@ macro_rules! of_integers {
     ($name:ident, $combine:expr, $($type:ty)*) => {$(
         impl Operator<$type> for $name {
             fn combine(&self, lower: &mut [$type], higher: &[$type]) {
-                for (lower, higher) in lower.iter_mut().zip(higher) {
-                    let combine: fn($type, $type) -> $type = $combine;
-                    *lower = combine(*lower, *higher);
-                }
+                each(lower, higher, $combine);
             }
         }
     )*};

@@ -23,6 +23,7 @@ impl Communicator {
     ///
     /// # Errors
     /// As [`send`](Self::send), and [`Error::Lengths`](crate::Error::Lengths).
+    #[expect(clippy::needless_pass_by_value, reason = "operators have no size, and read better so")]
     pub fn reduce<T: Pod>(
         &self,
         root: u32,

@@ -9,7 +9,7 @@ use slab::Slab;
 
 use crate::messages::lent::{Lent, LentMut};
 use crate::messages::matching::{Context, Label, Matching, Wanted};
-use crate::transport::{Broken, Header, Kind, Transport};
+use crate::transport::{Broken, Header, Kind, Transport, Transports};
 
 /// A send or receive that was started.
 pub(crate) type Operation = u32;
@@ -95,6 +95,13 @@ struct Fetch {
 pub(crate) struct Engine<T> {
     transport: T,
     core: Core,
+}
+
+impl Engine<Transports> {
+    /// The way to each rank.
+    pub(crate) fn describe(&self, ranks: u32) -> Vec<String> {
+        (0..ranks).map(|rank| self.transport.describe(rank).to_owned()).collect()
+    }
 }
 
 /// All but the transport, so that it can listen to it.
@@ -211,11 +218,6 @@ impl<T: Transport> Engine<T> {
     /// Forgets an operation: its memory is not touched any more by this rank. The message is lost.
     pub(crate) fn cancel(&mut self, operation: Operation) {
         self.core.cancel(operation);
-    }
-
-    /// Nothing will come from a peer any more, or go there.
-    pub(crate) fn lose(&mut self, broken: &Broken) {
-        self.core.lose(broken);
     }
 
     /// Does what can be done now. Whether there was anything.
@@ -358,6 +360,7 @@ impl Core {
         self.operations.remove(operation as usize);
     }
 
+    /// Nothing will come from a peer any more, or go there.
     fn lose(&mut self, broken: &Broken) {
         self.broken.entry(broken.peer).or_insert_with(|| broken.clone());
         self.outgoing.remove(&broken.peer);

@@ -50,8 +50,4 @@ impl LentMut {
         // only one made of it at a time.
         unsafe { std::slice::from_raw_parts_mut(self.start, self.length) }
     }
-
-    pub(crate) fn length(&self) -> usize {
-        self.length
-    }
 }

@@ -212,7 +212,7 @@ fn who_waits_for_a_lost_peer_hears_of_it_and_others_do_not() {
     let receive = engines[0].receive(0, Wanted { source: Some(1), tag: None }, lend_mut(&mut from_it));
     let any = engines[0].receive(0, Wanted { source: None, tag: None }, lend_mut(&mut from_any));
     let broken = Broken { peer: 1, why: "gone".to_owned() };
-    engines[0].lose(&broken);
+    engines[0].core.lose(&broken);
     for operation in [send, receive] {
         assert_eq!(engines[0].take_outcome(operation), Some(Err(Failure::Broken(broken.clone()))));
     }
