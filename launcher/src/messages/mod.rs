@@ -1,5 +1,5 @@
 //! Messages between ranks: what a program sends and receives, whatever carries it.
 
-mod engine;
-mod lent;
-mod matching;
+pub(crate) mod engine;
+pub(crate) mod lent;
+pub(crate) mod matching;

@@ -4,6 +4,8 @@
 //! sent to a peer. What packets mean is the engine's business ([`crate::messages`]).
 
 pub(crate) mod header;
+#[cfg_attr(not(test), expect(dead_code, reason = "the communicator that chooses it comes next"))]
+pub(crate) mod tcp;
 
 pub(crate) use header::{Header, Kind};
 
