@@ -17,7 +17,7 @@ use crate::environment;
 use crate::error::{Error, Result};
 use crate::messages::{Communicator, World};
 use crate::queue_pair::QueuePair;
-use crate::transport::Transports;
+use crate::transport::Prepared;
 
 /// The ranks of a step, met; this rank's NIC ports, open, if it has any; nothing connected yet.
 ///
@@ -72,16 +72,17 @@ impl Job {
     pub fn init_with(options: &Options) -> Result<Self> {
         let mut exchange = Bootstrap::init(options)?;
         let identity = exchange.identity().clone();
+        let refused = |why| Error::Messages { node: identity.node_name().to_owned(), why };
         let opened = open_assigned(identity.node_name()).and_then(|(nics, mut card)| {
-            let transports = Transports::new(identity.rank, exchange.local_ranks().collect())
-                .map_err(|why| Error::Messages { node: identity.node_name().to_owned(), why })?;
-            card.transports = transports.cards();
-            Ok(((nics, transports), card))
+            let ports = (options.ports != Options::default().ports).then_some(&options.ports);
+            let prepared = Prepared::new(&exchange, ports).map_err(refused)?;
+            card.transports = prepared.cards();
+            Ok(((nics, prepared), card))
         });
-        let ((nics, mut transports), cards) = agree(&mut exchange, opened)?;
-        let members: Vec<Member> = exchange.members().collect();
-        let is_local = |rank: u32| members[rank as usize].node_index == identity.node_index;
-        transports.meet(identity.rank, cards.iter().map(|card| card.transports.clone()).collect(), is_local);
+        let ((nics, prepared), cards) = agree(&mut exchange, opened)?;
+        let transports = prepared.meet(&exchange, cards.iter().map(|card| card.transports.clone()).collect());
+        let transports = transports.map_err(|error| refused(error.to_string()))?;
+        let members = exchange.members().collect();
         let world = Rc::new(World::new(exchange, transports));
         Ok(Self { world, identity, members, nics, cards })
     }

@@ -33,7 +33,8 @@ fn main() -> ExitCode {
 fn run() -> Result<bool, Error> {
     let job = Job::init()?;
     let world = job.world();
-    let arguments: Vec<usize> = std::env::args().skip(1).filter_map(|argument| argument.parse().ok()).collect();
+    let arguments: Vec<usize> =
+        std::env::args().skip(1).filter_map(|argument| argument.parse().ok()).collect();
     let points = arguments.first().copied().unwrap_or(254).max(world.size() as usize);
     let steps = arguments.get(1).copied().unwrap_or(500);
 
@@ -119,9 +120,9 @@ impl<'a> Strip<'a> {
         let own = self.rows.iter().enumerate().take(self.rows.len() - 1).skip(1);
         let errors = own.flat_map(|(number, row)| {
             let row_number = self.first + number - 1;
-            row.iter().enumerate().map(move |(column, value)| {
-                (value - left * start(self.points, row_number, column)).abs()
-            })
+            row.iter()
+                .enumerate()
+                .map(move |(column, value)| (value - left * start(self.points, row_number, column)).abs())
         });
         errors.fold(0.0, f64::max)
     }
@@ -130,7 +131,8 @@ impl<'a> Strip<'a> {
 /// The start: one wave in each direction, which keeps its form and only fades.
 fn start(points: usize, row: usize, column: usize) -> f64 {
     let spacing = PI / (points as f64 + 1.0);
-    let at = |place: usize| if place == 0 || place == points + 1 { 0.0 } else { (place as f64 * spacing).sin() };
+    let at =
+        |place: usize| if place == 0 || place == points + 1 { 0.0 } else { (place as f64 * spacing).sin() };
     at(row) * at(column)
 }
 

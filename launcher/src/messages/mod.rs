@@ -1,9 +1,9 @@
 //! Messages between ranks: what a program sends and receives, whatever carries it.
 
 mod communicator;
-mod engine;
-mod lent;
-mod matching;
+pub(crate) mod engine;
+pub(crate) mod lent;
+pub(crate) mod matching;
 mod request;
 mod scope;
 mod select;

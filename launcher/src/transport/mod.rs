@@ -5,10 +5,11 @@
 
 pub(crate) mod header;
 pub(crate) mod shared_memory;
+pub(crate) mod tcp;
 mod transports;
 
 pub(crate) use header::{Header, Kind};
-pub(crate) use transports::{Cards, Transports};
+pub(crate) use transports::{Cards, Prepared, Transports};
 
 /// Why a peer can't be reached any more, in words that go behind "rank 3 (vm2): ".
 #[derive(Clone, PartialEq, Eq, Debug)]
