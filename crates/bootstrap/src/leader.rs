@@ -527,7 +527,9 @@ impl Leader {
 
     fn tell_all(&mut self, message: &ToMember, descriptor: Option<&Rc<OwnedFd>>) {
         let frame = plain_frame(&message.encode());
-        let members: Vec<u64> = self.members.values().copied().collect();
+        let mut members: Vec<u64> = self.members.values().copied().collect();
+        // This process's own rank last: the process may end as soon as it knows.
+        members.sort_by_key(|id| *id == self.own);
         for id in members {
             self.queue(id, Rc::clone(&frame), descriptor.cloned());
             self.flush(id);
