@@ -24,6 +24,8 @@ mod options;
 mod packages;
 #[path = "slurm/placement.rs"]
 mod placement;
+#[path = "slurm/ranks.rs"]
+mod ranks;
 #[path = "slurm/security.rs"]
 mod security;
 #[path = "slurm/soak.rs"]
@@ -38,7 +40,7 @@ mod versions;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use libtest_mimic::{Arguments, Trial};
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
 // The tests name them as their own.
 use roce_cluster::{cluster, prerequisites, run, sysfs};
 
@@ -47,7 +49,42 @@ use crate::cluster::Cluster;
 /// What a test is given, and what it gives.
 type Test = fn(&Cluster) -> anyhow::Result<()>;
 
+/// A test's error where the Slurm that is tested can't do what the test is about, and no package would help.
+#[derive(Debug)]
+struct CannotBeHad(&'static str);
+
+impl std::error::Error for CannotBeHad {}
+
+impl std::fmt::Display for CannotBeHad {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+/// The verdict on one test.
+fn verdict(result: anyhow::Result<()>) -> Result<Completion, Failed> {
+    match result {
+        Ok(()) => Ok(Completion::Completed),
+        Err(error) => match error.downcast_ref::<CannotBeHad>() {
+            Some(reason) => {
+                println!("skipped: {reason}");
+                Ok(Completion::ignored_with(reason.to_string()))
+            }
+            None => Err(format!("{error:#}").into()),
+        },
+    }
+}
+
 fn main() -> ExitCode {
+    if std::env::args().nth(1).as_deref() == Some("be-a-rank") {
+        return match ranks::rank() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("{error:#}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     let mut arguments = Arguments::from_args();
     // One cluster, whose plugstack.conf each test writes.
     arguments.test_threads = Some(1);
@@ -64,6 +101,7 @@ fn main() -> ExitCode {
         ("steps", steps::TESTS),
         ("gpus", gpus::TESTS),
         ("heterogeneous", heterogeneous::TESTS),
+        ("ranks", ranks::TESTS),
         ("soak", soak::tests()),
     ];
     // Only where there are packages, and a root to install them into.
@@ -105,10 +143,10 @@ fn run(arguments: &Arguments, tests: &[(String, Test)], cluster: Option<&Arc<Clu
         let cluster = cluster.map(Arc::clone);
         let is_ignored = cluster.is_none() && !arguments.list;
         let body = move || match cluster {
-            Some(cluster) => test(&cluster).map_err(|error| format!("{error:#}").into()),
-            None => Ok(()),
+            Some(cluster) => verdict(test(&cluster)),
+            None => Ok(Completion::Completed),
         };
-        Trial::test(name, body).with_ignored_flag(is_ignored)
+        Trial::ignorable_test(name, body).with_ignored_flag(is_ignored)
     };
     // Not `exit`: the cluster is stopped when it is dropped.
     libtest_mimic::run(arguments, tests.iter().map(trial).collect()).exit_code()

@@ -15,6 +15,8 @@ use std::{
 pub(crate) const PLUGIN: &str = "ROCE_PLUGIN";
 /// The example's path, as above.
 pub(crate) const PAIR_EXCHANGE: &str = "ROCE_PAIR_EXCHANGE";
+/// The same of the example who.
+pub(crate) const WHO: &str = "ROCE_WHO";
 
 /// rocectl's path, for tests, as above.
 pub(crate) const ROCECTL: &str = "ROCE_ROCECTL";
@@ -65,15 +67,18 @@ pub(crate) fn build(log: &Path, interrupt: &Interrupt) -> Result<Artifacts> {
     })
 }
 
-/// Builds the example, unless the environment names it.
-pub(crate) fn build_pair_exchange(log: &Path, interrupt: &Interrupt) -> Result<PathBuf> {
-    if let Some(given) = given(PAIR_EXCHANGE)? {
-        return Ok(given);
+/// Builds the examples that the environment does not name.
+pub(crate) fn build_examples(log: &Path, interrupt: &Interrupt) -> Result<[(&'static str, PathBuf); 2]> {
+    let (pair_exchange, who) = (given(PAIR_EXCHANGE)?, given(WHO)?);
+    if pair_exchange.is_none() || who.is_none() {
+        let mut command = cargo();
+        command.args(["build", "--release", "-p", "roce-examples", "--bin", "pair_exchange", "--bin", "who"]);
+        run_logged("cargo build --release of the examples", command, log, interrupt)?;
     }
-    let mut command = cargo();
-    command.args(["build", "--release", "-p", "roce-examples", "--bin", "pair_exchange"]);
-    run_logged("cargo build --release of the example", command, log, interrupt)?;
-    built("pair_exchange")
+    Ok([
+        (PAIR_EXCHANGE, pair_exchange.map_or_else(|| built("pair_exchange"), Ok)?),
+        (WHO, who.map_or_else(|| built("who"), Ok)?),
+    ])
 }
 
 /// Where cargo builds, as an absolute path.

@@ -219,8 +219,8 @@ fn build(tiers: &[Tier], progress: &Progress, interrupt: &Interrupt) -> Result<B
     built.variables.push((artifacts::ROCECTL, rocectl));
     if needed(&[Tier::Lab]) {
         let log = artifacts::target().join("build.log");
-        let step = progress.step("building the example for release");
-        built.variables.push((artifacts::PAIR_EXCHANGE, artifacts::build_pair_exchange(&log, interrupt)?));
+        let step = progress.step("building the examples for release");
+        built.variables.extend(artifacts::build_examples(&log, interrupt)?);
         step.done("");
     }
     Ok(built)

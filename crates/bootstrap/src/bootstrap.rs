@@ -6,13 +6,14 @@ use std::time::{Duration, Instant};
 
 use crate::core::{Fault, GRACE};
 use crate::counters::Counters;
-use crate::discovery::Identity;
+use crate::discovery::{Discovery, Identity, Launch};
 use crate::error::{Error, Result};
 use crate::event::{self, Event};
 use crate::leader;
 use crate::local::{self, Met};
 use crate::member::Member as Connection;
 use crate::message::{FromMember, Operation, ToMember, part_head};
+use crate::munge;
 use crate::options::Options;
 use crate::process::{self, State};
 use crate::secret::Secret;
@@ -23,7 +24,7 @@ pub(crate) const MOST_BYTES: usize = 1 << 20;
 /// The longest card.
 const MOST_CARD: usize = 4096;
 /// A rank's place, before its card.
-const PLACE: usize = 8;
+pub(crate) const PLACE: usize = 8;
 /// A rank waits this much longer for its leader than that for the others, so that the leader's better error reaches it.
 const LONGER: Duration = Duration::from_secs(3);
 /// How often a waiting rank looks whether its leader is stopped.
@@ -74,9 +75,13 @@ struct Leader {
 }
 
 impl Bootstrap {
-    /// Finds out who this process is and meets the other ranks, with the secret of the environment: what a program
-    /// calls at its beginning, best before it starts threads or other programs
-    /// ([`Secret::take_from_environment`] says why). Once per process.
+    /// Finds out who this process is and meets the other ranks: what a program calls at its beginning, best before it
+    /// starts threads or other programs ([`Secret::take_from_environment`] says why). Once per process.
+    ///
+    /// Who this process is say the variables of srun or of `rocectl run`, else the PMI socket that `mpiexec.hydra` left
+    /// open, or mpirun's PMIx. The secret is that of the environment, else rank 0 makes one and hands it on over PMI or
+    /// PMIx (also `srun --mpi=pmi2` and `--mpi=pmix`), else in a step of Slurm the first node's first rank does so by munge. A process
+    /// that no launcher started is one rank, alone; so is a batch script.
     ///
     /// ```
     /// use roce_bootstrap::{Bootstrap, Options};
@@ -88,12 +93,24 @@ impl Bootstrap {
     /// ```
     ///
     /// # Errors
-    /// As [`Identity::discover`], [`Secret::take_from_environment`] and [`join`](Self::join).
+    /// [`Error::HalfSet`], [`Error::Variable`] or [`Error::Contradiction`], each naming the variables and their values:
+    /// two launchers that contradict each other are an error, too. [`Error::Pmi`] or [`Error::Pmix`] where the launcher doesn't
+    /// answer, [`Error::Munge`] where there is no other way to a secret, and munge is none. And as
+    /// [`Secret::take_from_environment`] and [`join`](Self::join).
     pub fn init(options: &Options) -> Result<Self> {
-        let identity = Identity::discover()?;
-        // One rank alone meets nobody, so that a secret of another step is none of its business.
-        let secret = if identity.size > 1 { Secret::take_from_environment()? } else { None };
-        Self::join(identity, secret.as_ref(), options)
+        let deadline = Instant::now() + options.join;
+        let (identity, secret) = Discovery::of_this_process()?.introduce(deadline)?;
+        let is_step = identity.size > 1 && matches!(identity.launch, Launch::Slurm { .. });
+        let (secret, giver) = match secret {
+            None if is_step => {
+                munge::introduce(&identity, options, deadline).map(|(own, giver)| (Some(own), giver))?
+            }
+            secret => (secret, None),
+        };
+        let ranks = Self::join(identity, secret.as_ref(), options);
+        // When this rank has joined all have, and so they have the secret.
+        drop(giver);
+        ranks
     }
 
     /// Meets the other ranks; returns when all of them are there. One rank alone needs no secret and no network, ranks on one
@@ -120,6 +137,7 @@ impl Bootstrap {
         let place = [identity.node_index.to_be_bytes(), identity.local_rank.to_be_bytes()].concat();
         let mine = [&place, card.as_slice()].concat();
         let deadline = Instant::now() + options.join;
+        let options = &Options { addresses: Some(options.addresses()?), ..options.clone() };
         let (leader, hello) = match (identity.size, secret) {
             (1, _) => (None, None),
             (_, None) => return Err(Error::NoSecret),

@@ -1,9 +1,12 @@
 //! Which rank is this process, of how many, on which node? Read from the variables that its launcher set.
 
 use std::fs;
+use std::time::Instant;
 
 use crate::error::Result;
-use crate::pmi_variables::{self, PmiVariables};
+use crate::pmi::{self, PmiVariables};
+use crate::pmix::{self, PmixVariables};
+use crate::secret::Secret;
 use crate::step::{Names, contradiction, parse_number};
 
 /// One node of the step.
@@ -29,6 +32,10 @@ pub enum Launch {
     },
     /// `rocectl run`.
     Rocectl,
+    /// A launcher that speaks PMI alone: `mpiexec.hydra`.
+    Pmi,
+    /// A launcher that speaks PMIx alone: `mpirun`, `prterun`.
+    Pmix,
 }
 
 /// Who this process is among the ranks of its step.
@@ -85,41 +92,125 @@ pub(crate) const ROCECTL: Names = Names {
     nodes: "ROCE_NODES",
     tasks: "ROCE_TASKS_PER_NODE",
 };
+/// Hydra sets it, and nobody else.
+const OF_HYDRA: &str = "MPI_LOCALRANKID";
 const OF_ROCECTL: [&str; 6] =
     [ROCECTL.rank, ROCECTL.size, ROCECTL.local_rank, ROCECTL.node_index, ROCECTL.nodes, ROCECTL.tasks];
 
-impl Identity {
-    /// Reads this process's environment: the variables of srun or of `rocectl run`. Without any of them (also in a
-    /// batch script and in salloc's shell) the answer is one rank, alone.
-    ///
-    /// # Errors
-    /// [`Error::HalfSet`], [`Error::Variable`] or [`Error::Contradiction`], each naming the variables and their values;
-    /// two launchers that contradict each other are one, too.
-    pub fn discover() -> Result<Self> {
+/// What the environment says of this process.
+#[derive(Debug)]
+pub(crate) struct Discovery {
+    /// Who it is; `None` where only the PMI or PMIx launcher can tell.
+    pub(crate) identity: Option<Identity>,
+    /// What a PMI launcher says, who can be asked for more.
+    pub(crate) pmi: Option<PmiVariables>,
+    /// The same of a PMIx launcher.
+    pub(crate) pmix: Option<PmixVariables>,
+    /// This node's name, as the kernel has it.
+    pub(crate) host: String,
+}
+
+impl Discovery {
+    /// Reads this process's environment.
+    pub(crate) fn of_this_process() -> Result<Self> {
         let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_else(|_| "localhost".to_owned());
         let variable = |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
-        Self::from_variables(variable, host.trim())
+        Self::read(&variable, host.trim())
     }
 
-    /// The same from any set of variables; `host` is this node's name when nobody else tells one.
+    /// The same from any set of variables.
+    pub(crate) fn read(variable: &dyn Fn(&str) -> Option<String>, host: &str) -> Result<Self> {
+        let (mut pmi, mut pmix) = (PmiVariables::read(variable)?, PmixVariables::read(variable)?);
+        let mut slurm = from_slurm(variable)?;
+        let rocectl = from_rocectl(variable)?;
+        if let (Some(slurm), Some(rocectl)) = (&slurm, &rocectl) {
+            agree((&SLURM, slurm), (ROCECTL.rank, rocectl.rank), (ROCECTL.size, Some(rocectl.size)))?;
+        }
+        // Inside of Slurm, mpiexec.hydra and mpirun start a helper on each node as a step, whose variables reach every
+        // rank. Hydra's own variable tells it from srun --mpi=pmi2, the job's name mpirun from srun --mpi=pmix.
+        if slurm.as_ref().is_some_and(|step| step.nodes.iter().all(|node| node.tasks == 1)) {
+            if variable(OF_HYDRA).is_some() && pmi.is_some() {
+                slurm = None;
+                pmix = pmix.filter(|pmix| !pmix.is_slurms());
+            } else if pmix.as_ref().is_some_and(|pmix| !pmix.is_slurms()) {
+                let of_the_helper = |pmi: &PmiVariables| {
+                    slurm.as_ref().is_some_and(|step| (step.rank, step.size) == (pmi.rank, pmi.size))
+                };
+                pmi = pmi.filter(|pmi| !of_the_helper(pmi));
+                slurm = None;
+            }
+        }
+        for (names, said) in [(&SLURM, &slurm), (&ROCECTL, &rocectl)] {
+            let Some(said) = said else { continue };
+            if let Some(pmi) = &pmi {
+                agree((names, said), (pmi::RANK, pmi.rank), (pmi::SIZE, Some(pmi.size)))?;
+            }
+            if let Some(pmix) = &pmix {
+                agree((names, said), (pmix::RANK, pmix.rank), (pmix::MPIRUN_SIZE, pmix.size))?;
+            }
+        }
+        if let (Some(pmi), Some(pmix)) = (&pmi, &pmix) {
+            differ_never((pmi::SIZE, pmi.size), (pmix::MPIRUN_SIZE, pmix.size.unwrap_or(pmi.size)))?;
+            differ_never((pmi::RANK, pmi.rank), (pmix::RANK, pmix.rank))?;
+        }
+        let asked = |size: Option<u32>| size.is_none_or(|size| size > 1);
+        let must_ask = pmi.as_ref().is_some_and(|pmi| asked(Some(pmi.size)))
+            || pmix.as_ref().is_some_and(|pmix| asked(pmix.size));
+        let identity = match slurm.or(rocectl) {
+            None if must_ask => None,
+            said => Some(said.unwrap_or_else(|| Identity::alone(host))),
+        };
+        Ok(Self { identity, pmi, pmix, host: host.to_owned() })
+    }
+
+    /// Asks the launcher where the variables were not enough: returns who this is, and the secret that the ranks share. It
+    /// may be `None` where there is one rank, or nobody who makes one.
+    pub(crate) fn introduce(self, deadline: Instant) -> Result<(Identity, Option<Secret>)> {
+        let Self { identity, pmi, pmix, host } = self;
+        // One rank alone meets nobody, so that a secret of another step is none of its business.
+        if let Some(identity) = identity.as_ref().filter(|identity| identity.size == 1) {
+            return Ok((identity.clone(), None));
+        }
+        let in_environment = Secret::take_from_environment()?;
+        match (identity, in_environment, pmix, pmi) {
+            (Some(identity), Some(secret), ..) => Ok((identity, Some(secret))),
+            // Where the launcher numbers the ranks alone, a secret in the environment is not of this launch.
+            (identity, _, Some(pmix), _) => pmix::introduce(&pmix, identity, deadline),
+            // Some launchers number ranks, and have no socket.
+            (Some(identity), None, None, None | Some(PmiVariables { fd: None, .. })) => Ok((identity, None)),
+            (identity, _, None, Some(pmi)) => {
+                let (identity, secret) = pmi::introduce(&pmi, identity, &host, deadline)?;
+                Ok((identity, Some(secret)))
+            }
+            // Without PMI somebody else has told who this is.
+            (None, secret, None, None) => Ok((Identity::alone(&host), secret)),
+        }
+    }
+}
+
+impl Identity {
+    /// Who this process is, as far as variables tell: for those who bring a secret of their own to
+    /// [`Bootstrap::join`](crate::Bootstrap::join). [`Bootstrap::init`](crate::Bootstrap::init) also asks the launcher.
     ///
     /// # Errors
-    /// As [`discover`](Self::discover).
-    pub fn from_variables(variable: impl Fn(&str) -> Option<String>, host: &str) -> Result<Self> {
-        let variable = &variable;
-        let slurm = from_slurm(variable)?;
-        let rocectl = from_rocectl(variable)?;
-        let pmi = PmiVariables::read(variable)?;
-        if let (Some(slurm), Some(rocectl)) = (&slurm, &rocectl) {
-            agree((&SLURM, slurm), (ROCECTL.rank, rocectl.rank), (ROCECTL.size, rocectl.size))?;
+    /// [`HalfSet`](crate::Error::HalfSet), [`Variable`](crate::Error::Variable) or
+    /// [`Contradiction`](crate::Error::Contradiction); [`Pmi`](crate::Error::Pmi) or [`Pmix`](crate::Error::Pmix) where the
+    /// launcher would have to be asked.
+    pub fn discover() -> Result<Self> {
+        let found = Discovery::of_this_process()?;
+        let reason = "its variables do not tell where the ranks run".to_owned();
+        match (found.identity, found.pmix, found.pmi) {
+            (Some(identity), ..) => Ok(identity),
+            (None, Some(pmix), _) => Err(pmix::failed(&pmix, reason)),
+            (None, None, Some(pmi)) => Err(pmi::failed(&pmi, reason)),
+            (None, None, None) => Ok(Self::alone(&found.host)),
         }
-        if let (Some(said), Some(pmi)) = (&slurm, &pmi) {
-            agree((&SLURM, said), (pmi_variables::RANK, pmi.rank), (pmi_variables::SIZE, pmi.size))?;
-        }
-        if let (Some(said), Some(pmi)) = (&rocectl, &pmi) {
-            agree((&ROCECTL, said), (pmi_variables::RANK, pmi.rank), (pmi_variables::SIZE, pmi.size))?;
-        }
-        Ok(slurm.or(rocectl).unwrap_or_else(|| Self::alone(host)))
+    }
+
+    /// From variables that tell all of it.
+    #[cfg(test)]
+    pub(crate) fn from_variables(variable: impl Fn(&str) -> Option<String>, host: &str) -> Result<Self> {
+        Ok(Discovery::read(&variable, host)?.identity.expect("the variables tell who this is"))
     }
 
     fn of(place: crate::step::Place, launch: Launch) -> Self {
@@ -150,7 +241,7 @@ impl Identity {
     /// Job and step; zero where there is no Slurm: then nobody else has the secret.
     pub(crate) fn job_and_step(&self) -> (u32, u32) {
         match self.launch {
-            Launch::Alone | Launch::Rocectl => (0, 0),
+            Launch::Alone | Launch::Rocectl | Launch::Pmi | Launch::Pmix => (0, 0),
             Launch::Slurm { job, step } => (job, step),
         }
     }
@@ -194,20 +285,19 @@ fn from_rocectl(variable: &dyn Fn(&str) -> Option<String>) -> Result<Option<Iden
     ROCECTL.read(present, variable).map(|place| Some(Identity::of(place, Launch::Rocectl)))
 }
 
-/// Two launchers must mean the same rank of as many.
-fn agree(said: (&Names, &Identity), rank: (&str, u32), size: (&str, u32)) -> Result<()> {
+/// Two launchers must mean the same rank of as many, where they say how many.
+fn agree(said: (&Names, &Identity), rank: (&str, u32), size: (&str, Option<u32>)) -> Result<()> {
     let (names, identity) = said;
-    let differ = |ours: (&str, u32), theirs: (&str, u32)| {
-        let why = "two launchers, and which one started the ranks can't be told".to_owned();
-        contradiction((ours.0, &ours.1.to_string()), (theirs.0, &theirs.1.to_string()), why)
-    };
-    if identity.size != size.1 {
-        return Err(differ((names.size, identity.size), size));
+    differ_never((names.size, identity.size), (size.0, size.1.unwrap_or(identity.size)))?;
+    differ_never((names.rank, identity.rank), rank)
+}
+
+fn differ_never(ours: (&str, u32), theirs: (&str, u32)) -> Result<()> {
+    if ours.1 == theirs.1 {
+        return Ok(());
     }
-    if identity.rank != rank.1 {
-        return Err(differ((names.rank, identity.rank), rank));
-    }
-    Ok(())
+    let why = "two launchers, and which one started the ranks can't be told".to_owned();
+    Err(contradiction((ours.0, &ours.1.to_string()), (theirs.0, &theirs.1.to_string()), why))
 }
 
 #[cfg(test)]
@@ -348,13 +438,116 @@ mod tests {
         assert!(error.starts_with("SLURM_PROCID=1 and ROCE_RANK=0 contradict"), "{error}");
     }
 
+    #[test]
+    fn mpirun_must_say_the_same_as_others_and_all_of_it() {
+        let read = |set: &[(&str, &str)]| {
+            let variable = |name: &str| {
+                set.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
+            };
+            Discovery::read(&variable, "host")
+        };
+        let error = |set: &[(&str, &str)]| read(set).unwrap_err().to_string();
+        let half = error(&[("PMIX_RANK", "0")]);
+        assert!(half.contains("PMIX_RANK=0 is set, but PMIX_NAMESPACE is not"), "{half}");
+        let half = error(&[("OMPI_COMM_WORLD_RANK", "2"), ("OMPI_COMM_WORLD_SIZE", "4")]);
+        assert!(half.contains("OMPI_COMM_WORLD_RANK=2 is set, but PMIX_RANK is not"), "{half}");
+        let pmix = [("PMIX_RANK", "2"), ("PMIX_NAMESPACE", "prterun-a-7@1")];
+        for (more, says) in [
+            (vec![("OMPI_COMM_WORLD_RANK", "1")], "PMIX_RANK=2 and OMPI_COMM_WORLD_RANK=1 contradict"),
+            (vec![("OMPI_COMM_WORLD_SIZE", "2")], "PMIX_RANK=2 and OMPI_COMM_WORLD_SIZE=2 contradict"),
+            (vec![("PMI_RANK", "1"), ("PMI_SIZE", "4")], "PMI_RANK=1 and PMIX_RANK=2 contradict"),
+            (
+                vec![("PMI_RANK", "2"), ("PMI_SIZE", "4"), ("OMPI_COMM_WORLD_SIZE", "5")],
+                "PMI_SIZE=4 and OMPI_COMM_WORLD_SIZE=5 contradict",
+            ),
+        ] {
+            let error = error(&[&pmix[..], &more].concat());
+            assert!(error.starts_with(says), "{error}");
+        }
+        // Whoever is asked knows the rest, but one rank alone needs to ask nobody.
+        assert!(read(&pmix).unwrap().identity.is_none());
+        let alone = [("PMIX_RANK", "0"), ("PMIX_NAMESPACE", "7"), ("OMPI_COMM_WORLD_SIZE", "1")];
+        assert_eq!(read(&alone).unwrap().identity, Some(Identity::alone("host")));
+    }
+
+    #[test]
+    fn mpirun_inside_of_slurm_is_believed_and_sruns_own_pmix_is_sruns() {
+        let read = |changes: &[(&str, &str)]| {
+            let step = [
+                (JOB, "7"),
+                (STEP, "0"),
+                (RANK, "1"),
+                (SIZE, "2"),
+                (LOCAL_RANK, "0"),
+                (NODE_INDEX, "1"),
+                (NODES, "vm[1-2]"),
+                (TASKS, "1(x2)"),
+            ];
+            let set = [changes, &step].concat();
+            let variable = |name: &str| {
+                set.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
+            };
+            Discovery::read(&variable, "host")
+        };
+        let pmi = [("PMI_RANK", "1"), ("PMI_SIZE", "2")];
+        let of_mpirun = [("PMIX_RANK", "5"), ("PMIX_NAMESPACE", "prterun-a-7@1")];
+        let found = read(&[&of_mpirun[..], &pmi].concat()).unwrap();
+        assert!(found.identity.is_none() && found.pmi.is_none() && found.pmix.is_some());
+        // A helper has one task on each node; else two launchers have numbered one process.
+        let error = read(&[&of_mpirun[..], &[(TASKS, "1,2"), (SIZE, "3")]].concat()).unwrap_err().to_string();
+        assert!(error.starts_with("SLURM_PROCID=1 and PMIX_RANK=5 contradict"), "{error}");
+        let of_srun = |rank| read(&[("PMIX_RANK", rank), ("PMIX_NAMESPACE", "slurm.pmix.7.0")]);
+        assert_eq!(of_srun("1").unwrap().identity.unwrap().launch, Launch::Slurm { job: 7, step: 0 });
+        let error = of_srun("0").unwrap_err().to_string();
+        assert!(error.starts_with("SLURM_PROCID=1 and PMIX_RANK=0 contradict"), "{error}");
+        // mpiexec.hydra where srun's default is --mpi=pmix.
+        let hydra = [
+            (OF_HYDRA, "0"),
+            ("PMI_RANK", "5"),
+            ("PMI_SIZE", "8"),
+            ("PMIX_RANK", "1"),
+            ("PMIX_NAMESPACE", "slurm.pmix.7.0"),
+        ];
+        let found = read(&hydra).unwrap();
+        assert!(found.identity.is_none() && found.pmi.is_some() && found.pmix.is_none());
+    }
+
+    #[test]
+    fn hydra_inside_of_slurm_is_believed() {
+        let hydra = [
+            (SIZE, Some("2")),
+            (STEP_SIZE, Some("2")),
+            (RANK, Some("1")),
+            (TASKS, Some("1(x2)")),
+            ("PMI_RANK", Some("5")),
+            ("PMI_SIZE", Some("8")),
+            ("PMI_FD", Some("6")),
+        ];
+        let read = |changes: &[(&str, Option<&str>)]| {
+            let variable = |name: &str| {
+                let changed =
+                    changes.iter().find(|(changed, _)| *changed == name).and_then(|(_, value)| *value);
+                let step =
+                    [(JOB, "7"), (STEP, "0"), (LOCAL_RANK, "0"), (NODE_INDEX, "1"), (NODES, "vm[1-2]")];
+                changed
+                    .or_else(|| step.iter().find(|(known, _)| *known == name).map(|(_, value)| *value))
+                    .map(str::to_owned)
+            };
+            Discovery::read(&variable, "host")
+        };
+        let error = read(&hydra).unwrap_err().to_string();
+        assert!(error.starts_with("SLURM_NTASKS=2 and PMI_SIZE=8 contradict"), "{error}");
+        let read = read(&[&hydra[..], &[(OF_HYDRA, Some("1"))]].concat()).unwrap();
+        assert_eq!((read.identity, read.pmi.unwrap().rank), (None, 5));
+    }
+
     proptest! {
         #[test]
         fn no_environment_makes_it_panic(values in proptest::collection::vec(proptest::option::of("[0-9]{1,2}|.{0,12}"), 18)) {
             let slurm = [JOB, STEP, RANK, SIZE, LOCAL_RANK, NODE_INDEX, NODES, TASKS, STEP_SIZE];
             let names = [&slurm[..], &OF_ROCECTL, &["PMI_RANK", "PMI_SIZE", "PMI_FD"]].concat();
             let variable = |name: &str| names.iter().position(|known| *known == name).and_then(|i| values[i].clone());
-            if let Ok(identity) = Identity::from_variables(variable, "host") {
+            if let Ok(Discovery { identity: Some(identity), .. }) = Discovery::read(&variable, "host") {
                 prop_assert!(identity.rank < identity.size && !identity.nodes.is_empty());
                 prop_assert!(identity.local_rank < identity.nodes[identity.node_index as usize].tasks);
             }

@@ -44,9 +44,44 @@ pub enum Error {
     /// A step of several ranks without a secret.
     #[error(
         "SLURM_ROCE_SECRET is not set, so the ranks of this step cannot prove to each other who they are: load the spank_roce plugin \
-         and pass srun a --roce option, or set it before srun: export SLURM_ROCE_SECRET=$(openssl rand -hex 32)"
+         and pass srun a --roce option, or say srun --mpi=pmi2 or --mpi=pmix, or set it before srun: \
+         export SLURM_ROCE_SECRET=$(openssl rand -hex 32)"
     )]
     NoSecret,
+    /// No secret in the environment, and munge brought none.
+    #[error(
+        "SLURM_ROCE_SECRET is not set, and munge brought {node} no secret in its place: {reason}. Load the spank_roce plugin and \
+         pass srun a --roce option, or say srun --mpi=pmi2 or --mpi=pmix, or set it before srun: \
+         export SLURM_ROCE_SECRET=$(openssl rand -hex 32)"
+    )]
+    Munge {
+        /// This rank's node.
+        node: String,
+        /// What happened.
+        reason: String,
+    },
+    /// The launcher did not tell, over its PMI socket, what was asked.
+    #[error("rank {rank} could not find the others over the launcher's socket (PMI_FD={fd}): {reason}")]
+    Pmi {
+        /// This rank.
+        rank: u32,
+        /// The socket's number.
+        fd: u32,
+        /// What happened.
+        reason: String,
+    },
+    /// The launcher's PMIx did not tell what was asked.
+    #[error(
+        "rank {rank} could not find the others over the launcher's PMIx (PMIX_NAMESPACE={namespace}): {reason}"
+    )]
+    Pmix {
+        /// This rank.
+        rank: u32,
+        /// The job's name.
+        namespace: String,
+        /// What happened.
+        reason: String,
+    },
     /// The secret was taken before.
     #[error(
         "SLURM_ROCE_SECRET is gone: this process has joined its step before, and the secret is taken out of the environment then; \

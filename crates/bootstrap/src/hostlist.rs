@@ -24,7 +24,7 @@ pub fn expand_hostlist(text: &str) -> Option<Vec<String>> {
 }
 
 /// The parts between commas that are not inside brackets.
-fn split_outside_brackets(text: &str) -> Option<Vec<&str>> {
+pub(crate) fn split_outside_brackets(text: &str) -> Option<Vec<&str>> {
     let (mut parts, mut start, mut inside) = (Vec::new(), 0, false);
     for (position, character) in text.char_indices() {
         match character {

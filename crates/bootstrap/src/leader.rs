@@ -24,7 +24,7 @@ use crate::local;
 use crate::message::{BetweenLeaders, FromMember, OVERHEAD, ToMember};
 use crate::options::Options;
 use crate::process::{self, State};
-use crate::resolve;
+use crate::resolve::NodeAddresses;
 use crate::secret::Secret;
 use crate::stream::{Found, Stream};
 use crate::table;
@@ -72,6 +72,7 @@ struct Leader {
     identity: Identity,
     secret: Secret,
     options: Options,
+    addresses: NodeAddresses,
     core: Core,
     layout: Layout,
     start: Instant,
@@ -148,6 +149,8 @@ impl Leader {
         Self {
             identity,
             secret,
+            // Whoever starts a leader has read them.
+            addresses: options.addresses.clone().unwrap_or_default(),
             options,
             core,
             layout,
@@ -570,10 +573,9 @@ impl Leader {
             let node = self.layout.neighbour(Link { way: Way::Behind, round });
             let name = self.layout.node_name(node).to_owned();
             let mut search = Search::new(self.ports(node));
-            if let Ok(address) = name.parse() {
-                search.resolved(Ok(vec![address]));
-            } else {
-                resolver.ask(round, name);
+            match self.addresses.known(&name) {
+                Some(addresses) => search.resolved(Ok(addresses)),
+                None => resolver.ask(round, name, self.addresses.clone()),
             }
             self.searches.push(search);
         }
@@ -933,7 +935,7 @@ const SAME_BUILD: &str = "do all ranks run the same build?";
 
 impl Resolver {
     /// Asks for a name, as long as it takes: where the resolver hangs, it holds up one thread that has nothing but the name.
-    fn ask(&self, round: usize, name: String) {
+    fn ask(&self, round: usize, name: String, addresses: NodeAddresses) {
         let sender = self.sender.clone();
         let Ok(ring) = self.ring.try_clone() else { return };
         // Where there is no thread to ask in, the search says that nobody answered.
@@ -941,7 +943,7 @@ impl Resolver {
             let _ = SigSet::all().thread_set_mask();
             let mut pause = Duration::from_millis(100);
             loop {
-                let found = resolve::addresses_of(&name);
+                let found = addresses.of(&name);
                 let done = found.is_ok();
                 // After the join nobody listens any more.
                 if sender.send((round, found)).is_err()

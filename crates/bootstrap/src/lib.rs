@@ -1,6 +1,6 @@
 //! Who am I, who are the others: rank discovery and authenticated address exchange. It needs neither RDMA nor MPI.
 //!
-//! A program that is started many times, by srun or by `rocectl run`, finds out with it which rank it is, where the others run, and
+//! A program that is started many times, by srun, mpirun, `mpiexec.hydra` or `rocectl run`, finds out with it which rank it is, where the others run, and
 //! what they have to say: an address, a key, a seed. That is all that codes need who talk over sockets of their own.
 //!
 //! | call | does |
@@ -119,13 +119,17 @@ mod mapped;
 mod member;
 #[doc(hidden)]
 pub mod message;
+mod munge;
 mod options;
-mod pmi_variables;
+mod pmi;
+mod pmix;
 mod process;
 mod ranks;
 mod resolve;
 mod run;
 mod secret;
+#[doc(hidden)]
+pub mod simulation;
 mod step;
 mod stream;
 mod table;
@@ -141,6 +145,7 @@ pub use error::{Error, Result};
 pub use event::Event;
 pub use hostlist::expand_hostlist;
 pub use options::Options;
-pub use run::{FOREIGN_VARIABLES, LOCAL_RANK_VARIABLE, LOCAL_SIZE_VARIABLE, LocalRun};
+pub use resolve::{ADDRESSES_VARIABLE, NodeAddresses};
+pub use run::{FOREIGN_VARIABLES, LOCAL_RANK_VARIABLE, LOCAL_SIZE_VARIABLE, LocalRun, Run};
 pub use secret::{SECRET_VARIABLE, Secret};
 pub use table::Gathered;

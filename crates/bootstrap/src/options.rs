@@ -3,6 +3,9 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use crate::error::Result;
+use crate::resolve::NodeAddresses;
+
 /// How long to wait, and where to meet. The same for every rank but for `card`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Options {
@@ -21,8 +24,17 @@ pub struct Options {
     /// The TCP ports that a node's leader may listen on. Default 49152-65535 (RFC 6335's dynamic ports); a firewall
     /// between compute nodes must let them through.
     pub ports: RangeInclusive<u16>,
+    /// Where nodes are reached. Default: as `ROCE_NODE_ADDRS` says, else by their names.
+    pub addresses: Option<NodeAddresses>,
     /// What this rank tells every other while joining, at most 4 KiB: [`Bootstrap::card_of`](crate::Bootstrap::card_of).
     pub card: Vec<u8>,
+}
+
+impl Options {
+    /// Where nodes are reached.
+    pub(crate) fn addresses(&self) -> Result<NodeAddresses> {
+        self.addresses.clone().map_or_else(NodeAddresses::from_environment, Ok)
+    }
 }
 
 impl Default for Options {
@@ -34,6 +46,7 @@ impl Default for Options {
             stopped: Duration::from_secs(10),
             silence: Duration::from_secs(10),
             ports: 49_152..=65_535,
+            addresses: None,
             card: Vec::new(),
         }
     }

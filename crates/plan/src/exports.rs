@@ -106,7 +106,10 @@ fn own(plan: &Plan, task: &TaskPlan, site: &Site) -> Vec<(&'static str, String, 
         variable("ROCE_TRAFFIC_CLASS", byte(plan)),
         variable("ROCE_BOOTSTRAP_PORTS", bootstrap),
     ];
-    variables.into_iter().flatten().map(|(name, value)| (name, value, true)).collect()
+    // Which of the node's addresses a job's own ranks use among themselves is the user's to say.
+    let addresses = Some(site.bootstrap.addresses.join(",")).filter(|list| !list.is_empty());
+    let addresses = variable("ROCE_NODE_ADDRS", addresses).map(|(name, value)| (name, value, false));
+    variables.into_iter().flatten().map(|(name, value)| (name, value, true)).chain(addresses).collect()
 }
 
 /// UCX 1.10 and later (`ucx_info -c -f`). Without a common GID index it is left to UCX's `auto`.

@@ -196,6 +196,10 @@ pub struct Bootstrap {
     /// TCP ports for the address exchange of roce-launcher, first and last: `[50000, 50999]`.
     #[serde(deserialize_with = "ports")]
     pub ports: Option<(u16, u16)>,
+    /// Where nodes are reached in the exchange: subnets, interfaces, and addresses or names of nodes, as in
+    /// `["10.1.0.0/16"]`, `["eth1"]` or `["n[1-8]=n[1-8]-hsn"]`. Empty: by their names.
+    #[serde(deserialize_with = "addresses")]
+    pub addresses: Vec<String>,
 }
 
 /// A site file that can't be used, in one line with file, line and key.
@@ -324,6 +328,26 @@ fn ports<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<(u16, u16)
     Ok(Some((first, last)))
 }
 
+/// Their form alone: who reads them (roce-bootstrap) expands node names and asks for interfaces.
+fn addresses<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    let entries = Vec::<String>::deserialize(deserializer)?;
+    for entry in &entries {
+        let is_plain = !entry.is_empty() && entry.bytes().all(|byte| byte.is_ascii_graphic());
+        let well_formed = match entry.split_once('=') {
+            Some((nodes, places)) => !nodes.is_empty() && !places.is_empty(),
+            None if entry.contains('/') => entry.parse::<IpNet>().is_ok(),
+            // IFNAMSIZ has room for 15 characters.
+            None => entry.len() <= 15 && !entry.contains([',', ':', '[']),
+        };
+        if !is_plain || !well_formed {
+            return Err(serde::de::Error::custom(format!(
+                "{entry:?} is no subnet, network interface or NODES=ADDRESSES"
+            )));
+        }
+    }
+    Ok(entries)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -357,6 +381,7 @@ mod tests {
             memlock = 1073741824
             [bootstrap]
             ports = [50000, 50999]
+            addresses = ["10.1.0.0/16", "eth1", "n[1-8]=n[1-8]-hsn"]
             "#,
             "roce.toml",
         )
@@ -365,6 +390,7 @@ mod tests {
         assert_eq!(site.limits.memlock, Memlock::Bytes(1 << 30));
         assert!(site.policy.node_wide);
         assert_eq!(site.bootstrap.ports, Some((50_000, 50_999)));
+        assert_eq!(site.bootstrap.addresses, ["10.1.0.0/16", "eth1", "n[1-8]=n[1-8]-hsn"]);
         assert_eq!(site.gid.family, Family::Ipv6);
     }
 
@@ -418,6 +444,8 @@ mod tests {
             "[gid]\nsubnets = [\"10.0.0.0/99\"]",
             "[bootstrap]\nports = [1]",
             "[bootstrap]\nports = [50999, 50000]",
+            "[bootstrap]\naddresses = [\"10.1.0.0/99\"]",
+            "[bootstrap]\naddresses = [\"eth1 eth2\"]",
             "[policy\n",
         ];
         let lines: Vec<_> = bad

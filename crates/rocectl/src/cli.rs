@@ -36,12 +36,18 @@ pub(crate) enum Command {
     /// and the variables that tell the communication libraries. With Open MPI let rocectl do the pinning:
     /// mpirun --bind-to none rocectl exec -- ./app. CPUs that the launcher has bound a process to are never left.
     Exec(ExecArgs),
-    /// Start ranks of a program on this machine, without Slurm and MPI: rocectl run -n 4 ./app
+    /// Start ranks of a program, without Slurm and MPI: rocectl run -n 4 ./app
     ///
-    /// For programs that use roce-launcher. They find each other by the ROCE_ variables and a fresh secret in their
-    /// environment. Lines of their output are never mixed; their input is empty. When a rank fails or is killed the
-    /// others are ended, and its exit code is that of this command. Whatever ends this command ends the ranks.
+    /// For programs that use roce-launcher. With --hosts they run there, started by ssh, else on this machine: as even as can
+    /// be, the first ranks on the first host, in the same folder and with this environment. They find each other by the
+    /// ROCE_ variables and a fresh secret in their environment, which goes to the hosts inside of ssh's connection and is on
+    /// no command line. Lines of their output are never mixed; their input is empty. When a rank fails or is killed, or a
+    /// host is lost, the others are ended, and its exit code is that of this command (128 and the signal's number where it was
+    /// killed). Whatever ends this command ends the ranks.
     Run(RunArgs),
+    /// What --hosts starts on each host
+    #[command(hide = true)]
+    RunOnHost,
     /// Write what can be known about this node into a file for --topology
     ///
     /// No host name, serial number or MAC address is in it. Unless --raw is given, GUIDs and IP addresses are replaced,
@@ -248,6 +254,15 @@ pub(crate) struct RunArgs {
     /// Begin each line with its rank
     #[arg(long, short)]
     pub(crate) label: bool,
+    /// Run on these hosts: names with commas and ranges, a,b or n[1-8], which ssh and the ranks reach them by
+    #[arg(long, value_name = "HOSTS")]
+    pub(crate) hosts: Option<String>,
+    /// How to reach a host, with options: "ssh -F file"
+    #[arg(long, value_name = "CMD", default_value = "ssh", requires = "hosts")]
+    pub(crate) ssh: String,
+    /// Where this program is on the hosts; where it is here, if not given
+    #[arg(long, value_name = "FILE", requires = "hosts")]
+    pub(crate) rocectl: Option<String>,
     /// The command and its arguments
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
     pub(crate) command: Vec<OsString>,

@@ -57,6 +57,10 @@ fn main() -> ExitCode {
             Ok(code) => return code,
             Err(error) => Err(error),
         },
+        Command::RunOnHost => match run::on_host() {
+            Ok(code) => return code,
+            Err(error) => Err(error),
+        },
         Command::Capture(arguments) => capture::run(&arguments),
         Command::Restore(arguments) => restore::run(&arguments),
         Command::Completions { shell } => manual::completions(shell),

@@ -43,7 +43,7 @@ impl Leftovers {
         for folder in COMMON {
             list(Path::new(folder), &own, &mut found)?;
         }
-        let spool = cluster.path("spool");
+        let spool = cluster.path("spool-n1");
         list(&spool, Path::new("/nowhere"), &mut found)?;
         found.retain(|path| !is_slurms(Path::new(path), &spool));
         // A line per segment, semaphore or queue.

@@ -58,6 +58,7 @@ impl Lab {
             plugin: Some(roce_tests::artifact("ROCE_PLUGIN", "libspank_roce.so")?),
             programs: vec![
                 roce_tests::artifact("ROCE_PAIR_EXCHANGE", "pair_exchange")?,
+                roce_tests::artifact("ROCE_WHO", "who")?,
                 roce_tests::artifact("ROCE_ROCECTL", "rocectl")?,
             ],
             ..Options::new(results("cluster"))

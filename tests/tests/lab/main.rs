@@ -8,6 +8,7 @@ mod mpi;
 mod no_rdma;
 mod node_wide;
 mod peers;
+mod ranks;
 mod refused;
 mod untouched;
 mod watchdog;
@@ -58,6 +59,7 @@ fn controls() -> Vec<Control> {
         classes::CONTROLS,
         peers::CONTROLS,
         mpi::CONTROLS,
+        ranks::CONTROLS,
         refused::CONTROLS,
         untouched::CONTROLS,
         node_wide::CONTROLS,

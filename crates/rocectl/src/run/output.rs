@@ -6,8 +6,13 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 const LONGEST: u64 = 64 * 1024;
 
 /// Hands on every line as a whole, until the rank closes its end or nobody reads ours. A last line that does not end
-/// is ended here.
-pub(super) fn forward<W: Write>(from: impl Read, prefix: &str, to: impl Fn() -> W) -> io::Result<()> {
+/// is ended here. Lines that `keep` wants are not handed on.
+pub(super) fn forward<W: Write>(
+    from: impl Read,
+    prefix: &str,
+    to: impl Fn() -> W,
+    keep: impl Fn(&[u8]) -> bool,
+) -> io::Result<()> {
     let mut from = BufReader::new(from);
     let mut line = Vec::new();
     loop {
@@ -15,6 +20,9 @@ pub(super) fn forward<W: Write>(from: impl Read, prefix: &str, to: impl Fn() -> 
         line.extend_from_slice(prefix.as_bytes());
         if from.by_ref().take(LONGEST).read_until(b'\n', &mut line)? == 0 {
             return Ok(());
+        }
+        if line.strip_prefix(prefix.as_bytes()).is_some_and(&keep) {
+            continue;
         }
         if line.last() != Some(&b'\n') {
             line.push(b'\n');
@@ -47,13 +55,13 @@ mod tests {
 
     fn forwarded(text: &str, prefix: &str) -> Vec<String> {
         let writes = RefCell::new(Vec::new());
-        forward(text.as_bytes(), prefix, || Writes(&writes)).unwrap();
+        forward(text.as_bytes(), prefix, || Writes(&writes), |line| line == b"kept\n").unwrap();
         writes.into_inner()
     }
 
     #[test]
     fn every_line_is_one_write_with_its_prefix() {
-        assert_eq!(forwarded("a\n\nb", "3: "), ["3: a\n", "3: \n", "3: b\n"]);
+        assert_eq!(forwarded("a\n\nkept\nb", "3: "), ["3: a\n", "3: \n", "3: b\n"]);
         assert!(forwarded("", "3: ").is_empty());
     }
 

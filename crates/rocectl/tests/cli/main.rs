@@ -2,6 +2,7 @@
 
 mod common;
 mod errors;
+mod hosts;
 mod picture;
 mod plan;
 mod restore;

@@ -13,18 +13,18 @@ use tempfile::TempDir;
 
 use crate::common::{stderr, stdout};
 
-fn run(words: &[&str]) -> Command {
+pub(crate) fn run(words: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_rocectl"));
     command.arg("run").args(words).env_clear().env("PATH", "/usr/bin:/bin");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
 
-fn ran(words: &[&str]) -> Output {
+pub(crate) fn ran(words: &[&str]) -> Output {
     run(words).output().unwrap()
 }
 
-fn sorted(output: &Output) -> Vec<String> {
+pub(crate) fn sorted(output: &Output) -> Vec<String> {
     let mut lines: Vec<String> = stdout(output).lines().map(str::to_owned).collect();
     lines.sort_unstable();
     lines
@@ -60,7 +60,7 @@ impl Sleepers {
     }
 }
 
-fn until(what: &str, done: impl Fn() -> bool) {
+pub(crate) fn until(what: &str, done: impl Fn() -> bool) {
     let start = Instant::now();
     while !done() {
         assert!(start.elapsed() < Duration::from_secs(10), "{what}: not within 10 s");
@@ -69,14 +69,14 @@ fn until(what: &str, done: impl Fn() -> bool) {
 }
 
 /// Zombies whose parent is gone wait for init, which a container may not have; they run no more.
-fn is_running(pid: i32) -> bool {
+pub(crate) fn is_running(pid: i32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with(['Z', 'X']))
 }
 
-/// One of the ranks of the next test.
+/// One of the ranks of the next test, and of those with hosts.
 #[test]
-#[ignore = "the next test runs it under rocectl"]
+#[ignore = "other tests run it under rocectl"]
 fn member() {
     if std::env::var_os("ROCE_RANK").is_none() {
         return;
@@ -84,7 +84,8 @@ fn member() {
     let mut ranks = Bootstrap::init(&Options::default()).unwrap();
     let all = ranks.all_gather(&ranks.identity().rank.to_be_bytes()).unwrap();
     let all: Vec<u32> = all.iter().map(|rank| u32::from_be_bytes(rank.try_into().unwrap())).collect();
-    println!("\nrank {} met {all:?} on {}", ranks.identity().rank, ranks.node_of(2));
+    let rank = ranks.identity().rank;
+    println!("\nrank {rank} met {all:?} on {}", ranks.node_of(rank));
     ranks.barrier().unwrap();
 }
 

@@ -1,7 +1,7 @@
 //! What the variables of a PMI launcher (`srun --mpi=pmi2`, `mpiexec.hydra`) tell.
 
 use crate::error::{Error, Result};
-use crate::step::{parse_number, rank_below_size};
+use crate::step::{parse_number, rank_below_size, wrong};
 
 /// This process's rank.
 pub(crate) const RANK: &str = "PMI_RANK";
@@ -9,14 +9,18 @@ pub(crate) const RANK: &str = "PMI_RANK";
 pub(crate) const SIZE: &str = "PMI_SIZE";
 /// The number of the open socket to the launcher.
 pub(crate) const FD: &str = "PMI_FD";
+/// The job's name, which Slurm wants to hear again, and Hydra does not set.
+const JOB: &str = "PMI_JOBID";
 
 /// A rank under a PMI launcher.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct PmiVariables {
     pub(crate) rank: u32,
     pub(crate) size: u32,
     /// Some launchers (Cray's) number the ranks without speaking the wire protocol.
     pub(crate) fd: Option<u32>,
+    /// Empty where there is none.
+    pub(crate) job: String,
 }
 
 impl PmiVariables {
@@ -32,7 +36,11 @@ impl PmiVariables {
         let (rank, size) = (number(RANK)?, number(SIZE)?);
         rank_below_size((RANK, rank), (SIZE, size))?;
         let fd = variable(FD).map(|text| parse_number(FD, &text)).transpose()?;
-        Ok(Some(Self { rank, size, fd }))
+        let job = variable(JOB).unwrap_or_default();
+        if !job.bytes().all(|byte| byte.is_ascii_graphic() && !b";=".contains(&byte)) {
+            return Err(wrong(JOB, &job, "a job's name without spaces, ; and ="));
+        }
+        Ok(Some(Self { rank, size, fd, job }))
     }
 }
 
