@@ -1,11 +1,16 @@
 //! Benchmarks, run by `cargo xtask bench NAME`. Each prints a table and leaves
 //! `target/bench/NAME.json`.
 
+mod bootstrap;
 mod hooks;
+mod machine;
 mod memory;
+mod page;
 mod plan;
+mod plot;
 mod plugin;
 mod report;
+mod simulation;
 mod stepd;
 
 use std::path::Path;
@@ -27,6 +32,19 @@ fn main() -> Result<ExitCode> {
         ["plugin", output, rounds, host] => {
             plugin::run(rounds.parse()?, Path::new(host))?.finish(Path::new(output))
         }
-        _ => bail!("usage: roce-bench plan|plugin FILE.json ... (cargo xtask bench does it)"),
+        ["bootstrap", output, rounds, ranks, only, ref docs @ ..] => {
+            let ranks: Vec<usize> = ranks.split(',').map(str::parse).collect::<Result<_, _>>()?;
+            let only: Vec<&str> = only.split(',').filter(|word| !word.is_empty()).collect();
+            let docs = docs.first().map(Path::new);
+            bootstrap::run(rounds.parse()?, &ranks, &only, docs)?.finish(Path::new(output))
+        }
+        ["simulate-bootstrap", output, seed, sizes, ref docs @ ..] => {
+            let sizes: Vec<u32> = sizes.split(',').map(str::parse).collect::<Result<_, _>>()?;
+            simulation::run(seed.parse()?, &sizes, Path::new(output), docs.first().map(Path::new))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        _ => bail!(
+            "usage: roce-bench plan|plugin|bootstrap|simulate-bootstrap FILE.json ... (cargo xtask bench does it)"
+        ),
     }
 }

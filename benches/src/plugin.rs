@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use roce_cluster::{Cluster, prerequisites, run::program, sysfs};
 
 use crate::report::{Case, Report, median, quartiles};
-use crate::{hooks, memory, stepd};
+use crate::{hooks, machine, memory, stepd};
 
 /// What a step may cost more.
 const LIMIT_US: f64 = 1_000.0;
@@ -47,7 +47,7 @@ pub(crate) fn run(rounds: usize, host: &Path) -> Result<Report> {
     ensure!(rounds > 0, "--rounds=0: at least one round is needed");
     let plugin = prerequisites::check()?;
     println!("plugin {}", plugin.display());
-    println!("{}", machine());
+    println!("{}", machine::describe());
     let mut cluster = Cluster::start(&plugin)?;
     let tree = sysfs::two_nics(&cluster, "two-nics")?;
     println!("{}", program("slurmd").args(["-V"]).run(&cluster)?.stdout.trim());
@@ -55,21 +55,6 @@ pub(crate) fn run(rounds: usize, host: &Path) -> Result<Report> {
     cases.extend(hooks::run(host, &plugin, rounds * 50)?);
     cases.extend(memory::run(&mut cluster, &tree)?);
     Ok(Report { name: "plugin", cases })
-}
-
-/// The processor, the kernel, and how busy both are: a ratio of a busy machine is worth less.
-fn machine() -> String {
-    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-    let cpuinfo = read("/proc/cpuinfo");
-    let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name"));
-    let model = model.unwrap_or_default().trim_start_matches([' ', '\t', ':']);
-    let cpus = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
-    let load = read("/proc/loadavg");
-    format!(
-        "{cpus} CPUs {model}, Linux {}, load {}",
-        read("/proc/sys/kernel/osrelease").trim(),
-        load.split(' ').next().unwrap_or_default()
-    )
 }
 
 /// The times of the steps, kind by kind, and what each kind costs.

@@ -27,6 +27,9 @@ pub(crate) struct Case {
     pub(crate) ratio: f64,
     /// What the ratio has to reach, where something was promised.
     pub(crate) goal: Option<f64>,
+    /// What a reader of the figures has to know: that one is a bound, that there are fewer rounds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) note: Option<String>,
 }
 
 impl Case {
@@ -34,7 +37,16 @@ impl Case {
     pub(crate) fn times(case: &str, peer: &str, ours: Vec<f64>, theirs: Vec<f64>, goal: Option<f64>) -> Self {
         let paired = ours.iter().zip(theirs.iter().cycle()).map(|(ours, theirs)| theirs / ours);
         let ratio = median(&paired.collect::<Vec<_>>());
-        Self { case: case.to_owned(), peer: peer.to_owned(), unit: "us", ours, theirs, ratio, goal }
+        Self {
+            case: case.to_owned(),
+            peer: peer.to_owned(),
+            unit: "us",
+            ours,
+            theirs,
+            ratio,
+            goal,
+            note: None,
+        }
     }
 
     /// As [`Case::times`], in another unit.
@@ -59,21 +71,22 @@ impl Report {
     /// Prints the table and writes the JSON. The exit code is non-zero where a goal was missed.
     pub(crate) fn finish(&self, output: &Path) -> Result<ExitCode> {
         println!(
-            "{:<52} {:<34} {:>26} {:>10} {:>8} {:>6}",
+            "{:<52} {:<34} {:>26} {:>26} {:>8} {:>6}",
             "case", "peer", "ours median (min-max)", "theirs", "ratio", "goal"
         );
         for case in &self.cases {
             let goal = case.goal.map_or("-".to_owned(), |goal| format!("{goal:.2}"));
-            let (least, most) = spread(&case.ours);
+            let note = case.note.as_ref().map(|note| format!("  [{note}]"));
             println!(
-                "{:<52} {:<34} {:>26} {:>10.1} {:>8.2} {:>6}{}",
+                "{:<52} {:<34} {:>26} {:>26} {:>8.2} {:>6}{}{}",
                 case.case,
                 case.peer,
-                format!("{:.1} ({least:.1}-{most:.1}) {}", median(&case.ours), case.unit),
-                median(&case.theirs),
+                format!("{} {}", show(&case.ours), case.unit),
+                show(&case.theirs),
                 case.ratio,
                 goal,
-                if case.holds() { "" } else { "  MISSED" }
+                if case.holds() { "" } else { "  MISSED" },
+                note.unwrap_or_default()
             );
         }
         let json = serde_json::to_string_pretty(self)?;
@@ -99,7 +112,17 @@ pub(crate) fn quartiles(values: &[f64]) -> (f64, f64) {
     (at(1), at(3))
 }
 
-fn spread(values: &[f64]) -> (f64, f64) {
+/// `5.0 (4.1-7.0)`, or the value alone where there is one: a limit.
+fn show(values: &[f64]) -> String {
+    let (least, most) = spread(values);
+    match values {
+        [limit] => format!("{limit:.1}"),
+        _ => format!("{:.1} ({least:.1}-{most:.1})", median(values)),
+    }
+}
+
+/// The least and the greatest of the values.
+pub(crate) fn spread(values: &[f64]) -> (f64, f64) {
     let least = values.iter().copied().fold(f64::INFINITY, f64::min);
     let most = values.iter().copied().fold(0.0, f64::max);
     (least, most)

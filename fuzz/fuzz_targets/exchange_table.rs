@@ -6,7 +6,7 @@ use roce_bootstrap::testing;
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let Some((&count, table)) = bytes.split_first() else { return };
     let count = usize::from(count % 32);
-    if let Some(gathered) = testing::table(table.to_vec(), count) {
+    if let Some(gathered) = testing::read_table(table.to_vec(), count) {
         let parts: Vec<&[u8]> = gathered.iter().collect();
         assert_eq!((parts.len(), gathered.len()), (count, count));
         assert_eq!(parts.concat(), &table[8 * (count + 1)..]);

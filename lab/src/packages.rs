@@ -68,6 +68,7 @@ pub const PACKAGES: &[Package] = &[
     test("openmpi-bin", "mpirun, a launcher that speaks PMIx to ranks; it brings libpmix"),
     test("openssh-client", "ssh, by which rocectl run --hosts and mpirun reach other hosts"),
     test("openssh-server", "the hosts of the tests of rocectl run --hosts: an sshd of their own on loopback"),
+    test("iproute2", "joins the network namespaces that pretend to be nodes"),
     test("valgrind", "memcheck, for the plugin in a pretend Slurm"),
     Package {
         name: "python3-venv",
@@ -75,6 +76,16 @@ pub const PACKAGES: &[Package] = &[
         why: "holds cargo-zigbuild and zig, which link the released files for an old glibc",
     },
     Package { name: "hwloc-nox", need: Need::Bench, why: "lstopo-no-graphics, the peer of a benchmark" },
+    Package {
+        name: "libpmi2-0-dev",
+        need: Need::Bench,
+        why: "Slurm's libpmi2, the peer of the bootstrap's benchmark; its library alone has other names in Debian 12 and 13",
+    },
+    Package {
+        name: "openmpi-bin",
+        need: Need::Bench,
+        why: "Open MPI and libpmix, peers of the bootstrap's benchmark",
+    },
 ];
 
 const fn demo(name: &'static str, why: &'static str) -> Package {

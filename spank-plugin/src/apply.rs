@@ -23,7 +23,19 @@ pub(crate) enum ApplyError {
     Environment(#[from] Failure),
 }
 
-/// Carries out an order in its task. Gives what could not be had and was not insisted on, for the verbose output.
+/// Why a task keeps its memory policy, though the plan would have another. As text it is for the verbose output only.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PolicyKept {
+    #[error("memory policy kept: it was chosen before (--mem-bind or numactl)")]
+    Chosen,
+    #[error("memory policy kept: can't prefer NUMA node {node}: {error}")]
+    NotPreferred { node: u32, error: io::Error },
+    /// A kernel without NUMA has no policy to prefer anything with.
+    #[error("memory policy kept: can't read it: {0}")]
+    Unread(io::Error),
+}
+
+/// Carries out an order in its task. Gives what could not be had and was not insisted on.
 ///
 /// # Errors
 /// If something that the plan insists on is refused. The task is then as it was before.
@@ -31,11 +43,10 @@ pub(crate) fn apply(
     spank: &Spank<'_>,
     order: &Order,
     environment: &Environment,
-) -> Result<Vec<String>, ApplyError> {
-    let mut notes = Vec::new();
-    let has_policy = bind_memory(&order.memory, &mut notes)?;
+) -> Result<Option<PolicyKept>, ApplyError> {
+    let memory = bind_memory(&order.memory)?;
     let undo_memory = || {
-        if has_policy {
+        if matches!(memory, Memory::Set) {
             // It was the default one before, and going back to that can't be refused.
             let _ = roce_bind::set_memory_policy(MemoryMode::Default, &[]);
         }
@@ -48,7 +59,10 @@ pub(crate) fn apply(
             let _ = roce_bind::set_affinity(&order.own);
         }
     })?;
-    Ok(notes)
+    Ok(match memory {
+        Memory::Kept(why) => Some(why),
+        Memory::Set | Memory::AsPlanned => None,
+    })
 }
 
 /// Narrows the task to the plan's CPUs, never beyond what Slurm gave it. Was there anything to do?
@@ -61,34 +75,36 @@ fn bind_cpus(planned: &CpuSet, own: &CpuSet) -> Result<bool, ApplyError> {
     Ok(true)
 }
 
-/// Sets the memory policy, unless the user chose one. Was there anything to do?
-fn bind_memory(policy: &MemoryPolicy, notes: &mut Vec<String>) -> Result<bool, ApplyError> {
-    let kept = match policy {
-        MemoryPolicy::Keep => return Ok(false),
+/// What became of a task's memory policy.
+enum Memory {
+    AsPlanned,
+    Set,
+    Kept(PolicyKept),
+}
+
+/// Sets the memory policy, unless the user chose one.
+fn bind_memory(policy: &MemoryPolicy) -> Result<Memory, ApplyError> {
+    Ok(match policy {
+        MemoryPolicy::Keep => Memory::AsPlanned,
         MemoryPolicy::Prefer(node) => match roce_bind::has_default_memory_policy() {
             Ok(true) => match roce_bind::set_memory_policy(MemoryMode::Preferred, &[*node]) {
-                Ok(()) => return Ok(true),
-                Err(error) => format!("can't prefer NUMA node {node}: {error}"),
+                Ok(()) => Memory::Set,
+                Err(error) => Memory::Kept(PolicyKept::NotPreferred { node: *node, error }),
             },
-            Ok(false) => CHOSEN.to_owned(),
-            // A kernel without NUMA has no policy to prefer anything with.
-            Err(error) => format!("can't read it: {error}"),
+            Ok(false) => Memory::Kept(PolicyKept::Chosen),
+            Err(error) => Memory::Kept(PolicyKept::Unread(error)),
         },
         MemoryPolicy::Bind(nodes) => {
             if roce_bind::has_default_memory_policy().map_err(ApplyError::MemoryPolicy)? {
                 roce_bind::set_memory_policy(MemoryMode::Bind, nodes)
                     .map_err(|error| ApplyError::Memory { nodes: nodes.clone(), error })?;
-                return Ok(true);
+                Memory::Set
+            } else {
+                Memory::Kept(PolicyKept::Chosen)
             }
-            CHOSEN.to_owned()
         }
-    };
-    notes.push(format!("memory policy kept: {kept}"));
-    Ok(false)
+    })
 }
-
-/// Why a policy that is not the default one stays.
-const CHOSEN: &str = "it was chosen before (--mem-bind or numactl)";
 
 #[cfg(test)]
 mod tests {

@@ -59,6 +59,10 @@ impl Environment {
         Ok(())
     }
 
+    pub(crate) fn has_reserved(&self) -> bool {
+        !self.reserved.is_empty()
+    }
+
     /// What is left to do for a task with these exports: sets the variables, except those that the user set and
     /// those that are right already, and removes those that an outer step's plan had and this one's hasn't.
     pub(crate) fn edits(&self, exports: Vec<Export>) -> Vec<Change> {

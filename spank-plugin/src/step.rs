@@ -21,7 +21,7 @@ use crate::gather::{self, Settled};
 use crate::orders::{ALIKE, Order, Orders};
 use crate::state::{State, state};
 use crate::table::{Row, TaskTable};
-use crate::{apply, gpus, node_wide, report};
+use crate::{apply, gpus, node_wide, os, report};
 
 /// Slurm's own record of the memlock limit in the shell that submitted; it is applied to each task.
 const SUBMITTED_MEMLOCK: &str = "SLURM_RLIMIT_MEMLOCK";
@@ -86,6 +86,9 @@ pub(crate) fn user_init(spank: &Spank<'_>, _: &[&CStr]) -> Verdict {
     // A batch script, an extern step or an interactive shell is no step of ours: its sruns are.
     if spank.context() == Context::Remote && !spank.is_special_step().unwrap_or(false) {
         state.step = prepare(&mut state, spank);
+        if state.environment.has_reserved() {
+            os::return_free_memory();
+        }
     }
     Verdict::Continue
 }
@@ -265,10 +268,11 @@ fn place(spank: &Spank<'_>, facts: &mut Facts, environment: &Environment) -> Res
     if let SettledBy::Slurmstepd { orders: Some(orders), .. } = &facts.settled_by
         && let Some(order) = orders.of(local_rank)
     {
-        // Its notes are for the verbose output, and then there are no orders.
-        return apply::apply(spank, &order, environment)
-            .map(|_| Vec::new())
-            .map_err(|error| error.to_string());
+        // What could not be had is for the verbose output, and then there are no orders.
+        return match apply::apply(spank, &order, environment) {
+            Ok(_) => Ok(Vec::new()),
+            Err(error) => Err(error.to_string()),
+        };
     }
     let cpus = roce_bind::affinity(0);
     let cpus = cpus.map_err(|error| format!("can't read this task's own CPU mask: {error}"))?;
@@ -285,7 +289,7 @@ fn place(spank: &Spank<'_>, facts: &mut Facts, environment: &Environment) -> Res
     let row = facts.draft.row(&facts.node, &facts.task(&own), &nics).map_err(|error| error.to_string())?;
     let plan = facts.draft.add(row);
     let order = order(plan, own.cpus, &facts.site, environment);
-    let notes = apply::apply(spank, &order, environment).map_err(|error| error.to_string())?;
+    let kept = apply::apply(spank, &order, environment).map_err(|error| error.to_string())?;
     // The same for all tasks of the node: one of them says it.
     let of_class = plan.class.iter().flat_map(|class| &class.warnings).map(|text| format!("warning: {text}"));
     let of_all = facts.warning.iter().cloned().chain(of_class).filter(|_| local_rank == 0);
@@ -293,7 +297,7 @@ fn place(spank: &Spank<'_>, facts: &mut Facts, environment: &Environment) -> Res
     if facts.verbose {
         lines.extend(plan.describe(local_rank));
         let by_cpus = |note| format!("{note}; it does not count for the NIC");
-        lines.extend(visible.notes.into_iter().map(by_cpus).chain(notes));
+        lines.extend(visible.notes.into_iter().map(by_cpus).chain(kept.map(|why| why.to_string())));
     }
     Ok(lines)
 }

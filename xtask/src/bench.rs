@@ -23,9 +23,19 @@ use std::{
 pub(crate) struct Arguments {
     /// What to measure
     name: Name,
-    /// How many steps of each kind `plugin` takes the time of; each hook's it takes in fifty times as many
-    #[arg(long, default_value_t = 200)]
-    rounds: usize,
+    /// How many steps of each kind `plugin` takes the time of (200; each hook's it takes in fifty times as many), and
+    /// `bootstrap` (10)
+    #[arg(long)]
+    rounds: Option<usize>,
+    /// How many ranks `bootstrap` starts
+    #[arg(long, value_delimiter = ',', default_values_t = [32, 64, 128, 256, 512])]
+    ranks: Vec<usize>,
+    /// Whom `bootstrap` is compared with: pmi2, pmix, mpi (all)
+    #[arg(long, value_delimiter = ',')]
+    peers: Vec<String>,
+    /// Write what `bootstrap` measures into docs/bootstrap.md and docs/images too
+    #[arg(long)]
+    docs: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -34,6 +44,9 @@ enum Name {
     Plan,
     /// What the plugin costs a step of a real Slurm on this machine, in time and memory
     Plugin,
+    /// How long it takes until every rank knows every other: ours, PMI2, PMIx and Open MPI's MPI_Init in a real Slurm of eight
+    /// nodes on this machine
+    Bootstrap,
 }
 
 const LOG: &str = "target/bench/build.log";
@@ -50,12 +63,36 @@ pub(crate) fn run(arguments: &Arguments, interrupt: &Interrupt) -> Result<ExitCo
         }
         Name::Plugin => {
             packages::ensure(Need::Test, &progress, interrupt)?;
-            plugin(arguments.rounds, &progress, interrupt)?
+            plugin(arguments.rounds.unwrap_or(200), &progress, interrupt)?
+        }
+        Name::Bootstrap => {
+            packages::ensure(Need::Test, &progress, interrupt)?;
+            packages::ensure(Need::Bench, &progress, interrupt)?;
+            bootstrap(arguments, &progress, interrupt)?
         }
     };
     drop(progress);
     let status = Process::spawn(command)?.wait(interrupt)?;
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// As root and before all others, as below.
+fn bootstrap(arguments: &Arguments, progress: &Progress, interrupt: &Interrupt) -> Result<Command> {
+    if !Uid::effective().is_root() {
+        authorise()?;
+    }
+    let step = progress.step("building the benchmark for release");
+    let mut build = cargo();
+    build.args(["build", "--release", "-p", "roce-benches"]);
+    run_logged("cargo build of the benchmark", build, Path::new(LOG), interrupt)?;
+    let bench = built("roce-bench")?;
+    step.done("");
+    let ranks = arguments.ranks.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+    let mut command = tied_as_root("nice");
+    command.args(["-n", "-15"]).arg(bench).args(["bootstrap", "target/bench/bootstrap.json"]);
+    command.args([arguments.rounds.unwrap_or(10).to_string(), ranks, arguments.peers.join(",")]);
+    command.args(arguments.docs.then_some("docs"));
+    Ok(command)
 }
 
 /// As root, for slurmd needs it; and before all others, for what runs beside it would be measured too.

@@ -7,6 +7,7 @@
 //! | `cargo xtask dist` | builds the files that are released, for glibc 2.28 and newer |
 //! | `cargo xtask package` | makes the Debian package and the RPM of them |
 //! | `cargo xtask bench NAME` | measures against a peer or a limit |
+//! | `cargo xtask simulate NAME` | shows what no machine here is large enough for |
 //! | `cargo xtask soak NAME` | runs what takes too long for every test run |
 //!
 //! All install the Debian packages that are missing, build what they need, keep what they made under `target/`, can be
@@ -19,6 +20,7 @@ mod dist;
 mod package;
 mod packages;
 mod progress;
+mod simulate;
 mod soak;
 mod suites;
 mod test;
@@ -47,9 +49,11 @@ enum Command {
     Dist,
     /// Make the Debian package and the RPM of the released files
     Package(package::Arguments),
-    /// Measure against a peer or a limit: plan, plugin
+    /// Measure against a peer or a limit: plan, plugin, bootstrap
     Bench(bench::Arguments),
-    /// Run what takes too long for every test run: fuzz, host, steps
+    /// Simulate what no machine here is large enough for: bootstrap
+    Simulate(simulate::Arguments),
+    /// Run what takes too long for every test run: fuzz, host, steps, hostile, ranks, miri
     Soak(soak::Arguments),
     /// Run every test: format, lints, units, the plugin in a pretend and in a real Slurm, the whole path in guests
     Test(test::Arguments),
@@ -65,6 +69,7 @@ fn main() -> ExitCode {
             Command::Bench(arguments) => bench::run(&arguments, &interrupt),
             Command::Dist => dist::run(&interrupt),
             Command::Package(arguments) => package::run(&arguments, &interrupt),
+            Command::Simulate(arguments) => simulate::run(&arguments, &interrupt),
             Command::Soak(arguments) => soak::run(&arguments, &interrupt),
             Command::Test(arguments) => test::run(&arguments, &interrupt),
         }

@@ -24,16 +24,17 @@ use std::{
 pub(crate) struct Arguments {
     /// What to run
     name: Name,
-    /// How many inputs each fuzz target is given
-    #[arg(long, default_value_t = 1_000_000)]
-    runs: u64,
+    /// How many inputs each fuzz target is given, strangers call in `hostile`, and faults there are in `ranks`; without it
+    /// 1,000,000, 100,000 and 200
+    #[arg(long)]
+    runs: Option<u64>,
     /// This fuzz target alone
     #[arg(long)]
     target: Option<String>,
     /// How many steps `host` and `steps` run; without it 10,000 and 1,000
     #[arg(long)]
     steps: Option<u32>,
-    /// Which faults `steps` meets and when; without it another seed each time, which it prints
+    /// Which faults `steps` and `ranks` meet and when; without it another seed each time, which it prints
     #[arg(long)]
     seed: Option<u64>,
 }
@@ -46,6 +47,12 @@ enum Name {
     Host,
     /// Steps in a real Slurm on this machine with random faults
     Steps,
+    /// Strangers that call ranks while these join: nobody gets in, nothing grows, joining stays fast
+    Hostile,
+    /// Ranks on nodes that are network namespaces, killed, stopped and cut off at random moments
+    Ranks,
+    /// The core of the address exchange in an interpreter that finds undefined behaviour (needs a nightly compiler)
+    Miri,
 }
 
 /// Runs it.
@@ -62,6 +69,11 @@ pub(crate) fn run(arguments: &Arguments, interrupt: &Interrupt) -> Result<ExitCo
             let words: Vec<&str> = [steps.as_str()].into_iter().chain(seed.as_deref()).collect();
             with_plugin(&["-p", "roce-tests", "--bin", "soak-steps"], "soak-steps", &words, interrupt)
         }
+        Name::Hostile => bootstrap("hostile", &[("SOAK_CONNECTIONS", arguments.runs)], interrupt),
+        Name::Ranks => {
+            bootstrap("faults", &[("SOAK_RUNS", arguments.runs), ("SOAK_SEED", arguments.seed)], interrupt)
+        }
+        Name::Miri => miri(interrupt),
     }
 }
 
@@ -88,17 +100,63 @@ fn with_plugin(build: &[&str], program: &str, words: &[&str], interrupt: &Interr
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// Runs the soak among the tests of roce-bootstrap that are in this file.
+fn bootstrap(file: &str, numbers: &[(&str, Option<u64>)], interrupt: &Interrupt) -> Result<ExitCode> {
+    let progress = Progress::new();
+    packages::ensure(Need::Test, &progress, interrupt)?;
+    drop(progress);
+    let mut command = cargo();
+    command.args(["test", "--release", "-p", "roce-bootstrap", "--test", file]);
+    command.args(["--", "--ignored", "--exact", "--nocapture", "soak"]);
+    command.envs(numbers.iter().filter_map(|(name, number)| Some((name, number.as_ref()?.to_string()))));
+    let status = Process::spawn(command)?.wait(interrupt)?;
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// A command of the nightly compiler's cargo. The cargo that runs this has chosen another compiler.
+fn nightly() -> Command {
+    let mut command = roce_lab::process::tied("cargo");
+    command.env_remove("RUSTUP_TOOLCHAIN").env_remove("CARGO").arg("+nightly");
+    command
+}
+
+fn runs(mut command: Command) -> bool {
+    command.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+}
+
+/// Runs the tests of the exchange's state machine in Miri.
+fn miri(interrupt: &Interrupt) -> Result<ExitCode> {
+    let miri = |words: &[&str]| {
+        let mut command = nightly();
+        command.arg("miri").args(words);
+        command
+    };
+    if !runs(miri(&["--version"])) {
+        let mut install = roce_lab::process::tied("rustup");
+        install.args(["component", "add", "--toolchain", "nightly", "miri", "rust-src"]);
+        if !runs(install) {
+            bail!(
+                "no Miri: `rustup toolchain install nightly --component miri,rust-src` (a nightly compiler is needed, and some \
+                 nightlies come without Miri)"
+            );
+        }
+    }
+    let mut command = miri(&["test", "-p", "roce-bootstrap", "--lib", "core::"]);
+    // Proptest asks for the current folder.
+    command.env("MIRIFLAGS", "-Zmiri-disable-isolation");
+    let status = Process::spawn(command)?.wait(interrupt)?;
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
 /// Runs the fuzz targets. A crash is a failure, and its input stays in fuzz/artifacts.
 fn fuzz(arguments: &Arguments, interrupt: &Interrupt) -> Result<ExitCode> {
     let progress = Progress::new();
     let fuzz = |words: &[&str]| {
-        let mut command = roce_lab::process::tied("cargo");
-        // The cargo that runs this has chosen a compiler; cargo-fuzz needs another.
-        command.env_remove("RUSTUP_TOOLCHAIN").env_remove("CARGO").args(["+nightly", "fuzz"]).args(words);
+        let mut command = nightly();
+        command.arg("fuzz").args(words);
         command
     };
-    let mut probe: Command = fuzz(&["--version"]);
-    if !probe.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success()) {
+    if !runs(fuzz(&["--version"])) {
         bail!(
             "no cargo-fuzz on a nightly compiler: `rustup toolchain install nightly` and `cargo install cargo-fuzz`"
         );
@@ -109,9 +167,10 @@ fn fuzz(arguments: &Arguments, interrupt: &Interrupt) -> Result<ExitCode> {
     if chosen.is_empty() {
         bail!("no such fuzz target; there are {}", all.join(", "));
     }
-    let runs = format!("-runs={}", arguments.runs);
+    let inputs = arguments.runs.unwrap_or(1_000_000);
+    let runs = format!("-runs={inputs}");
     for target in chosen {
-        let step = progress.step(format!("fuzzing {target}, {} inputs", arguments.runs));
+        let step = progress.step(format!("fuzzing {target}, {inputs} inputs"));
         let (corpus, seeds) = (format!("fuzz/corpus/{target}"), format!("fuzz/seeds/{target}"));
         fs::create_dir_all(&corpus).with_context(|| corpus.clone())?;
         let mut words = vec!["run", "-O", target, &corpus];

@@ -24,11 +24,11 @@ pub(crate) const MOST_BYTES: usize = 1 << 20;
 /// The longest card.
 const MOST_CARD: usize = 4096;
 /// A rank's place, before its card.
-const PLACE: usize = 8;
+pub(crate) const PLACE: usize = 8;
 /// A rank waits this much longer for its leader than that for the others, so that the leader's better error reaches it.
 const LONGER: Duration = Duration::from_secs(3);
 /// How often a waiting rank looks whether its leader is stopped.
-const LOOK: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_millis(500);
 /// Who wakes up so much later than planned was stopped, or his node does not keep up.
 pub(crate) const LATE: Duration = Duration::from_secs(1);
 /// How long a last message may take.

@@ -10,7 +10,7 @@ const PATIENCE: Duration = Duration::from_millis(50);
 const PAUSE: [Duration; 2] = [Duration::from_millis(1), Duration::from_millis(100)];
 
 /// The search for one neighbour.
-pub(crate) struct Search {
+pub struct Search {
     ports: Vec<u16>,
     addresses: Vec<IpAddr>,
     /// Why there are no addresses.
@@ -37,12 +37,14 @@ enum State {
 }
 
 impl Search {
-    pub(crate) fn new(ports: Vec<u16>) -> Self {
+    /// For one of these ports, once there are addresses.
+    pub fn new(ports: Vec<u16>) -> Self {
         let (addresses, live, tried) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
         Self { ports, addresses, problem: None, width: 0, next: 0, state: State::Nameless, live, tried }
     }
 
-    pub(crate) fn resolved(&mut self, addresses: Result<Vec<IpAddr>, String>) {
+    /// The name has these addresses, or none for now.
+    pub fn resolved(&mut self, addresses: Result<Vec<IpAddr>, String>) {
         match addresses {
             Ok(addresses) => {
                 self.addresses = addresses;
@@ -55,7 +57,7 @@ impl Search {
     }
 
     /// When there is something to do, unless an answer comes before.
-    pub(crate) fn wake(&self) -> Option<Duration> {
+    pub fn wake(&self) -> Option<Duration> {
         match self.state {
             State::Nameless | State::Found => None,
             State::Pausing(until) | State::Waiting(_, until) => Some(until),
@@ -64,7 +66,7 @@ impl Search {
     }
 
     /// Whom to call now.
-    pub(crate) fn next(&mut self, now: Duration) -> Option<SocketAddr> {
+    pub fn next(&mut self, now: Duration) -> Option<SocketAddr> {
         loop {
             match self.state {
                 State::Nameless | State::Found => return None,
@@ -97,13 +99,13 @@ impl Search {
     }
 
     /// A call is on its way, by this number.
-    pub(crate) fn calling(&mut self, now: Duration, id: u64, target: SocketAddr) {
+    pub fn calling(&mut self, now: Duration, id: u64, target: SocketAddr) {
         self.live.insert(id, target);
         self.state = State::Waiting(id, now + PATIENCE);
     }
 
     /// It came to nothing; `stranger` if somebody answered who does not know the secret.
-    pub(crate) fn failed(&mut self, id: u64, stranger: bool, why: &str) {
+    pub fn failed(&mut self, id: u64, stranger: bool, why: &str) {
         if let Some(target) = self.live.remove(&id) {
             self.note(target, stranger, why);
         }
@@ -121,7 +123,7 @@ impl Search {
     }
 
     /// This one is it; the other calls are no longer needed.
-    pub(crate) fn found(&mut self, id: u64) -> BTreeSet<u64> {
+    pub fn found(&mut self, id: u64) -> BTreeSet<u64> {
         self.state = State::Found;
         self.live.remove(&id);
         std::mem::take(&mut self.live).into_keys().collect()

@@ -37,7 +37,7 @@ const HEARTBEAT: Duration = Duration::from_millis(250);
 /// A neighbour's kernel that acknowledges nothing for so long is gone.
 const UNACKNOWLEDGED: Duration = Duration::from_millis(1000);
 /// How often it is looked whether an awaited rank is stopped.
-const LOOK: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_millis(500);
 /// How long a leader stays after a fault, for neighbours that come late.
 const LINGER: Duration = Duration::from_secs(1);
 /// How long the end waits for what is on its way: after a fault, and after all have left.
@@ -126,8 +126,8 @@ enum Role {
         link: Link,
         keys: Box<Keys>,
         heard: Duration,
-        /// Is it given more time, since its program does not read?
-        slow: bool,
+        /// Since when something that was sent waits to be acknowledged.
+        unacknowledged: Option<Duration>,
     },
 }
 
@@ -672,9 +672,9 @@ impl Leader {
     fn join_peer(&mut self, id: u64, link: Link, rank: u32, keys: Keys) -> bool {
         let heard = self.now();
         let Some(connection) = self.connections.get_mut(&id) else { return false };
-        // Without it a cut network is noticed by silence alone.
-        let _ = tcp::limit_silence(&connection.stream, UNACKNOWLEDGED);
-        connection.role = Role::Peer { link, keys: Box::new(keys), heard, slow: false };
+        // The kernel's own patience would be a quarter of an hour. Heartbeats see to the rest.
+        let _ = tcp::limit_silence(&connection.stream, self.options.silence);
+        connection.role = Role::Peer { link, keys: Box::new(keys), heard, unacknowledged: None };
         self.peers.insert(link, id);
         if self.core.peer_joined(link, rank).is_err() {
             self.remove(id);
@@ -845,13 +845,16 @@ impl Leader {
         let links: Vec<(Link, u64)> = self.peers.iter().map(|(link, id)| (*link, *id)).collect();
         for (link, id) in links {
             let Some(connection) = self.connections.get_mut(&id) else { continue };
-            let Role::Peer { heard, slow, .. } = &mut connection.role else { continue };
-            // Who does not read in time is not cut off.
-            let waits = tcp::waits_for_room(&connection.stream);
-            if waits != *slow {
-                *slow = waits;
-                let limit = if waits { self.options.silence } else { UNACKNOWLEDGED };
-                let _ = tcp::limit_silence(&connection.stream, limit);
+            let Role::Peer { heard, unacknowledged, .. } = &mut connection.role else { continue };
+            // The kernel counts from the last acknowledgement, which may have come before this was sent.
+            let waits = tcp::unacknowledged(&connection.stream);
+            *unacknowledged = waits.map(|_| unacknowledged.unwrap_or(now));
+            let waits = waits.zip(*unacknowledged).map(|(waits, since)| waits.min(now.saturating_sub(since)));
+            if waits.is_some_and(|waits| waits + HEARTBEAT / 2 > UNACKNOWLEDGED) {
+                let why =
+                    "its node acknowledges nothing that is sent to it: it is down, or the network is cut";
+                self.core.peer_failed(link, why);
+                return;
             }
             let silent = now.saturating_sub(*heard);
             if silent > self.options.silence {

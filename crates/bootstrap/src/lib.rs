@@ -1,9 +1,15 @@
-//! Who am I, who are the others: rank discovery and authenticated address exchange. It needs no RDMA.
+//! Who am I, who are the others: rank discovery and authenticated address exchange. It needs neither RDMA nor MPI.
 //!
-//! [`Bootstrap::init`] tells rank, size and nodes from what srun, mpirun, `mpiexec.hydra` or `rocectl run` gives a rank
-//! ([`Identity`]), lets the ranks find each other ([`Bootstrap::join`]), and then offers
-//! [`all_gather`](Bootstrap::all_gather), [`barrier`](Bootstrap::barrier), [`broadcast`](Bootstrap::broadcast), and news of
-//! ranks that are gone ([`poll_event`](Bootstrap::poll_event)).
+//! A program that is started many times, by srun, mpirun, `mpiexec.hydra` or `rocectl run`, finds out with it which rank it is, where the others run, and
+//! what they have to say: an address, a key, a seed. That is all that codes need who talk over sockets of their own.
+//!
+//! | call | does |
+//! | --- | --- |
+//! | [`Bootstrap::init`] | who this rank is ([`Identity`]), and meets the others |
+//! | [`card_of`](Bootstrap::card_of) | what each rank told with [`Options::card`] while joining: no second exchange is needed |
+//! | [`all_gather`](Bootstrap::all_gather), [`broadcast`](Bootstrap::broadcast), [`barrier`](Bootstrap::barrier) | collectives over at most 1 MiB of each rank |
+//! | [`poll_event`](Bootstrap::poll_event) | who is gone, without waiting |
+//! | [`abort`](Bootstrap::abort), [`leave`](Bootstrap::leave) | the end, for all or for this rank |
 //!
 //! ```
 //! use roce_bootstrap::{Bootstrap, Options};
@@ -12,6 +18,47 @@
 //! let everyone = ranks.all_gather(b"my address")?;
 //! assert_eq!(&everyone[ranks.rank() as usize], b"my address");
 //! ranks.leave()?;
+//! # Ok::<(), roce_bootstrap::Error>(())
+//! ```
+//!
+//! Ranks that speak TCP among themselves, each with a port that the kernel chose. Threads stand for the processes that a launcher
+//! would have started:
+//!
+//! ```
+//! use std::io::{Read, Write};
+//! use std::net::{TcpListener, TcpStream};
+//! use std::thread;
+//!
+//! use roce_bootstrap::{Bootstrap, Identity, Launch, Node, Options, Secret};
+//!
+//! /// Sends its number to the next rank, and gives what the one before sent.
+//! fn ring(identity: Identity, secret: &Secret) -> Result<u8, Box<dyn std::error::Error + Send + Sync>> {
+//!     let listener = TcpListener::bind("127.0.0.1:0")?;
+//!     let card = listener.local_addr()?.to_string().into_bytes();
+//!     let ranks = Bootstrap::join(identity, Some(secret), &Options { card, ..Options::default() })?;
+//!
+//!     let next = (ranks.rank() + 1) % ranks.size();
+//!     let address = std::str::from_utf8(ranks.card_of(next).unwrap_or_default())?;
+//!     TcpStream::connect(address)?.write_all(&[u8::try_from(ranks.rank())?])?;
+//!     let mut number = [0];
+//!     listener.accept()?.0.read_exact(&mut number)?;
+//!     ranks.leave()?;
+//!     Ok(number[0])
+//! }
+//!
+//! let secret = Secret::random()?;
+//! // Two nodes, both this machine: the first with two ranks, the second with one.
+//! let node = |tasks| Node { name: "127.0.0.1".to_owned(), tasks };
+//! let nodes = vec![node(2), node(1)];
+//! let place = |rank, node_index, local_rank| {
+//!     Identity { rank, size: 3, node_index, local_rank, nodes: nodes.clone(), launch: Launch::Rocectl }
+//! };
+//! let numbers = thread::scope(|scope| {
+//!     let secret = &secret;
+//!     let ranks = [place(0, 0, 0), place(1, 0, 1), place(2, 1, 0)].map(|rank| scope.spawn(|| ring(rank, secret)));
+//!     ranks.map(|rank| rank.join().unwrap().unwrap())
+//! });
+//! assert_eq!(numbers, [2, 0, 1]);
 //! # Ok::<(), roce_bootstrap::Error>(())
 //! ```
 //!
@@ -35,10 +82,23 @@
 //! programs a rank starts don't have it, and overwritten in memory when it is no longer needed.
 //!
 //! # Waiting, and the end
-//! Every wait ends: joining after [`Options::join`], a collective after [`Options::collective`]. A rank that ends without
-//! leaving is noticed by its closed connection, a node that is gone or cut off by what its kernel no longer acknowledges, a
-//! process that is stopped while others wait for it by [`Options::stopped`] and [`Options::silence`]. The first such fault is told
-//! to everyone, with rank and node, and ends the exchange.
+//! Every wait ends: joining after [`Options::join`], a collective after [`Options::collective`]. The first fault is told to
+//! everyone, with rank and node, and ends the exchange:
+//!
+//! | what happens to a rank | what is noticed | when |
+//! | --- | --- | --- |
+//! | its process ends without leaving | its connection closes | at once |
+//! | its node is down, or cut off | the kernel there acknowledges nothing | after 1 to 1.5 s |
+//! | its process is stopped (SIGSTOP) while others wait for it | its state in /proc | after [`Options::stopped`] and at most a second |
+//! | its process is stopped, and it leads its node | no heartbeats come | after [`Options::silence`] |
+//! | it does not come, or it ends before it has met its node's leader | it is missing | after [`Options::join`] and at most two seconds |
+//!
+//! A busy node is not taken for a dead one, since there the kernel answers. Time in which a job is stopped as a whole (`scontrol
+//! suspend`) does not count.
+//!
+//! # What it costs
+//! A rank: one connection and no thread; the memory for results is shared by the ranks of a node. A node: one thread in
+//! one of its ranks, which sleeps but for four heartbeats a second to each of at most 2 ceil(log2 nodes) neighbours.
 
 mod bootstrap;
 mod calls;
@@ -68,6 +128,8 @@ mod ranks;
 mod resolve;
 mod run;
 mod secret;
+#[doc(hidden)]
+pub mod simulation;
 mod step;
 mod stream;
 mod table;

@@ -34,7 +34,7 @@ impl fmt::Display for Operation {
 
 /// From a rank to its leader.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum FromMember {
+pub enum FromMember<B = Vec<u8>> {
     /// Its part of collective number `number`.
     Part {
         /// Which kind of collective.
@@ -42,7 +42,7 @@ pub enum FromMember {
         /// Counted from 0.
         number: u64,
         /// What it gives.
-        bytes: Vec<u8>,
+        bytes: B,
     },
     /// It needs the others no more.
     Bye,
@@ -73,7 +73,7 @@ pub enum ToMember {
 
 /// From leader to leader.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum BetweenLeaders {
+pub enum BetweenLeaders<B = Vec<u8>> {
     /// What the sender has gathered of collective number `number`.
     Gathered {
         /// Which kind of collective.
@@ -81,7 +81,7 @@ pub enum BetweenLeaders {
         /// Counted from 0.
         number: u64,
         /// The parts, by node.
-        bytes: Vec<u8>,
+        bytes: B,
     },
     /// The exchange has failed.
     Fault(Fault),
@@ -97,6 +97,8 @@ const FAULT: u8 = 5;
 const GATHERED: u8 = 6;
 const HEARTBEAT: u8 = 7;
 
+/// What a message has before the bytes that it carries: kind, operation, root, number.
+pub(crate) const HEAD: usize = 14;
 /// What a message adds to the bytes that it carries, at most; also the longest text of a fault.
 pub(crate) const OVERHEAD: usize = 4096;
 
@@ -134,7 +136,7 @@ impl FromMember {
 }
 
 /// The bytes of a [`FromMember::Part`] before the rank's own, so that these need no copy.
-pub(crate) fn part_head(operation: Operation, number: u64) -> [u8; 14] {
+pub(crate) fn part_head(operation: Operation, number: u64) -> [u8; HEAD] {
     head(PART, operation, number)
 }
 
@@ -195,7 +197,7 @@ impl BetweenLeaders {
     pub fn encode(&self) -> Vec<u8> {
         match self {
             Self::Gathered { operation, number, bytes } => {
-                let mut message = Vec::with_capacity(14 + bytes.len());
+                let mut message = Vec::with_capacity(HEAD + bytes.len());
                 message.extend_from_slice(&head(GATHERED, *operation, *number));
                 message.extend_from_slice(bytes);
                 message
@@ -223,14 +225,14 @@ impl BetweenLeaders {
     }
 }
 
-fn head(kind: u8, operation: Operation, number: u64) -> [u8; 14] {
+fn head(kind: u8, operation: Operation, number: u64) -> [u8; HEAD] {
     let (code, root) = match operation {
         Operation::AllGather => (0, 0),
         Operation::Barrier => (1, 0),
         Operation::Broadcast { root } => (2, root),
         Operation::Leave => (3, 0),
     };
-    let mut head = [kind; 14];
+    let mut head = [kind; HEAD];
     head[1] = code;
     head[2..6].copy_from_slice(&root.to_be_bytes());
     head[6..].copy_from_slice(&number.to_be_bytes());

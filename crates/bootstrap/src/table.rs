@@ -10,10 +10,15 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::mapped::Mapped;
 
+/// How long the table of so many parts is, which have so many bytes.
+pub(crate) fn length(parts: usize, bytes: usize) -> usize {
+    8 * (parts + 1) + bytes
+}
+
 /// The parts as one table.
 pub(crate) fn encode(parts: &[&[u8]]) -> Vec<u8> {
-    let length: usize = parts.iter().map(|part| part.len()).sum();
-    let mut table = Vec::with_capacity(8 * (parts.len() + 1) + length);
+    let bytes = parts.iter().map(|part| part.len()).sum();
+    let mut table = Vec::with_capacity(length(parts.len(), bytes));
     table.extend_from_slice(&(parts.len() as u64).to_be_bytes());
     let mut end = 0u64;
     for part in parts {

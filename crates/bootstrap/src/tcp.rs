@@ -1,5 +1,5 @@
 //! Listening and calling without waiting.
-#![expect(unsafe_code, reason = "two ioctls that nix does not have")]
+#![expect(unsafe_code, reason = "a socket option that nix does not have")]
 
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
@@ -11,9 +11,6 @@ use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, connect, listen as listen_on,
     setsockopt, socket, sockopt,
 };
-
-/// How many bytes were not sent yet (linux/sockios.h).
-const SIOCOUTQNSD: libc::Ioctl = 0x894b;
 
 /// Binds the first port that is free, on every address.
 pub(crate) fn listen(ports: &[u16]) -> io::Result<TcpListener> {
@@ -66,22 +63,27 @@ pub(crate) fn is_connected_to_itself(socket: &impl AsFd) -> bool {
     matches!((stream.local_addr(), stream.peer_addr()), (Ok(ours), Ok(theirs)) if ours == theirs)
 }
 
-/// Whether the other end's program does not read: all that was sent is acknowledged, and there is more for which it has no
-/// room. (tcp(7), SIOCOUTQ; SIOCOUTQNSD of linux/sockios.h.)
-pub(crate) fn waits_for_room(socket: &impl AsFd) -> bool {
-    let count = |what| {
-        let mut count: libc::c_int = 0;
-        // SAFETY: both requests write one int, to `count`, which lives until the call returns.
-        let result = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), what, &raw mut count) };
-        (result == 0).then_some(count)
+/// How long the other end's kernel has acknowledged nothing, where something that was sent waits for that. It is the
+/// *kernel* that acknowledges, also while the process there is stopped or does not read (then nothing more is sent).
+pub(crate) fn unacknowledged(socket: &impl AsFd) -> Option<Duration> {
+    // SAFETY: all fields are integers, for which zero is a value.
+    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut length = libc::socklen_t::try_from(size_of::<libc::tcp_info>()).ok()?;
+    // SAFETY: the kernel writes at most `length` bytes, to `info`, which is as long and lives until the call returns.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut info).cast(),
+            &raw mut length,
+        )
     };
-    let (unacknowledged, unsent) = (count(libc::TIOCOUTQ), count(SIOCOUTQNSD));
-    unsent.is_some_and(|unsent| unsent > 0) && unacknowledged == unsent
+    let waits = result == 0 && info.tcpi_unacked > 0;
+    waits.then(|| Duration::from_millis(info.tcpi_last_ack_recv.into()))
 }
 
-/// What the kernel sent and got no acknowledgement for ends the connection after so long. It is the other *kernel*
-/// that acknowledges, also while the process there is stopped; but where that process reads nothing and its buffer is full, the
-/// time counts too, although the kernel there answers.
+/// What is sent and not acknowledged ends the connection after so long, and so does a buffer that stays full there.
 pub(crate) fn limit_silence(socket: &impl AsFd, limit: Duration) -> io::Result<()> {
     setsockopt(socket, sockopt::TcpUserTimeout, &u32::try_from(limit.as_millis()).unwrap_or(u32::MAX))?;
     Ok(())

@@ -1,20 +1,25 @@
 //! What fuzz targets and soaks need of the inside. With the feature `testing` alone, and no part of the API.
 
-use std::io::Write;
-use std::net::Shutdown;
-use std::ops::RangeInclusive;
-use std::os::unix::net::UnixStream;
-use std::time::{Duration, Instant};
+mod launchers;
 
-use crate::discovery::{Discovery, Identity, Launch};
-use crate::frame::{Direction, HEADER, TAG};
+use std::io::{self, Read};
+use std::ops::RangeInclusive;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::rc::Rc;
+use std::time::Instant;
+
+use crate::counters::Counters;
+use crate::discovery::{Identity, Launch};
+use crate::frame::{Direction, HEADER, TAG, payload_length};
 use crate::handshake::{ANSWER, Call, Caller, HELLO, LAST, Listener, Step};
 use crate::inbox::Inbox;
-use crate::local;
-use crate::pmi::{self, PmiVariables};
-use crate::pmix;
+use crate::local::{self, Met};
+use crate::message::{FromMember, ToMember};
 use crate::secret::Secret;
-use crate::table::Gathered;
+use crate::stream::Stream;
+use crate::table::{self, Gathered};
+
+pub use launchers::{hear_pmi, hear_pmix, hear_variables};
 
 const STEP: Step = Step { job: 7, step: 0, size: 4, nodes: 4 };
 const NODE: u32 = 1;
@@ -128,38 +133,70 @@ pub fn frames(key: [u8; 32], payloads: &[&[u8]]) -> Vec<u8> {
 
 /// Bytes as a collective's table, if they are one of `count` parts.
 #[must_use]
-pub fn table(bytes: Vec<u8>, count: usize) -> Option<Gathered> {
+pub fn read_table(bytes: Vec<u8>, count: usize) -> Option<Gathered> {
     Gathered::own(bytes, count).ok()
 }
 
-/// Bytes as all that a PMI launcher says to rank `rank` of `size`. Who the rank is then, and the secret that it has.
-#[must_use]
-pub fn hear_pmi(
-    rank: u32,
-    size: u32,
-    identity: Option<Identity>,
-    bytes: &[u8],
-) -> Option<(Identity, Secret)> {
-    let (ours, mut theirs) = UnixStream::pair().ok()?;
-    theirs.write_all(bytes).ok()?;
-    theirs.shutdown(Shutdown::Write).ok()?;
-    let pmi = PmiVariables { rank, size, fd: Some(6), job: "7.0".to_owned() };
-    let deadline = Instant::now() + Duration::from_secs(10);
-    pmi::introduce_by(ours, &pmi, identity, deadline).ok()
+/// The leader of a node of many ranks, of which only one is there.
+#[derive(Debug)]
+pub struct SimulatedLeader {
+    listener: UnixListener,
+    identity: Identity,
+    secret: Secret,
 }
 
-/// Any environment. Who this process is, `None` where the launcher would have to be asked.
-///
-/// # Errors
-/// As [`Identity::discover`].
-pub fn hear_variables(variable: &dyn Fn(&str) -> Option<String>) -> crate::Result<Option<Identity>> {
-    Discovery::read(variable, "here").map(|found| found.identity)
-}
+impl SimulatedLeader {
+    /// Takes the place of the leader of a node, where all ranks of this identity's step are.
+    ///
+    /// # Errors
+    /// Somebody else leads there.
+    pub fn start(identity: &Identity, secret: &Secret) -> io::Result<Self> {
+        match local::meet(identity, secret, Instant::now())? {
+            Met::Leader(listener) => {
+                Ok(Self { listener, identity: identity.clone(), secret: secret.clone() })
+            }
+            Met::Member(..) => Err(io::ErrorKind::AddrInUse.into()),
+        }
+    }
 
-/// What a PMIx launcher says of the nodes and their ranks.
-///
-/// # Errors
-/// Where they do not have every rank once.
-pub fn hear_pmix(nodes: Vec<(String, Vec<u32>)>, rank: u32, size: u32) -> Result<Identity, String> {
-    pmix::arrange(nodes, rank, size)
+    /// Takes one rank in, whose first two collectives it answers for all ranks, as if these had given 64 bytes to the second. Maps the
+    /// results as another rank would.
+    ///
+    /// # Errors
+    /// The rank does something else.
+    pub fn serve(&self) -> io::Result<(UnixStream, Vec<Gathered>)> {
+        let bad = || io::Error::from(io::ErrorKind::InvalidData);
+        let (mut socket, _) = self.listener.accept()?;
+        let mut hello = [0; local::HELLO];
+        socket.read_exact(&mut hello)?;
+        local::check(&self.identity, &self.secret, &hello).ok_or_else(bad)?;
+        let mut results = Vec::new();
+        for number in 0..2 {
+            let mut header = [0; HEADER];
+            socket.read_exact(&mut header)?;
+            let mut payload = vec![0; payload_length(header, 1 << 16).map_err(|_| bad())?];
+            socket.read_exact(&mut payload)?;
+            let said = FromMember::decode(&payload).map_err(|_| bad())?;
+            if !matches!(said, FromMember::Part { number: theirs, .. } if theirs == number) {
+                return Err(bad());
+            }
+            let part = |rank: u32| match number {
+                0 => [self.identity.node_index, rank].map(u32::to_be_bytes).concat(),
+                _ => vec![rank.to_be_bytes()[3]; 64],
+            };
+            let parts: Vec<Vec<u8>> = (0..self.identity.size).map(part).collect();
+            let file = table::seal(&table::encode(&parts.iter().map(Vec::as_slice).collect::<Vec<_>>()))?;
+            let result = Gathered::map(&file, parts.len())?;
+            // A page that only one process has touched is counted as its own.
+            std::hint::black_box(result.iter().flatten().map(|byte| u64::from(*byte)).sum::<u64>());
+            results.push(result);
+            let done =
+                ToMember::Done { number, leader: 0, table: true, counters: Counters::default() }.encode();
+            let length = u32::try_from(done.len()).map_err(|_| bad())?.to_be_bytes();
+            let mut stream = Stream::new(socket.try_clone()?.into());
+            stream.queue([&length[..], &done].concat().into(), Some(Rc::new(file)));
+            stream.flush()?;
+        }
+        Ok((socket, results))
+    }
 }

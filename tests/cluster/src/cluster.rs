@@ -1,4 +1,4 @@
-//! A Slurm of one node, or two: munged, slurmctld, slurmd, each a child of this process that dies with it.
+//! A Slurm of one node, or two, or (`many.rs`) many: munged, slurmctld, slurmd, each a child of this process that dies with it.
 
 use std::fs::{self, File, Permissions};
 use std::net::TcpListener;
@@ -21,9 +21,9 @@ pub const SECOND: &str = "n2";
 pub const BOTH: &str = "both";
 
 /// plugstack.conf of slurmd and slurmstepd, and that of srun, sbatch and salloc.
-const NODE_PLUGSTACK: &str = "plugstack.conf";
+pub(crate) const NODE_PLUGSTACK: &str = "plugstack.conf";
 const SECOND_PLUGSTACK: &str = "second-plugstack.conf";
-const CLIENT_PLUGSTACK: &str = "client-plugstack.conf";
+pub(crate) const CLIENT_PLUGSTACK: &str = "client-plugstack.conf";
 
 /// How long a daemon may take to be ready.
 const START: Duration = Duration::from_secs(30);
@@ -32,7 +32,7 @@ const START: Duration = Duration::from_secs(30);
 pub struct Cluster {
     folder: PathBuf,
     /// By name, in the order of their start.
-    daemons: Vec<(&'static str, Child)>,
+    daemons: Vec<(String, Child)>,
     slurm: String,
     glibc: String,
 }
@@ -40,45 +40,57 @@ pub struct Cluster {
 impl Cluster {
     /// Starts the daemons and waits until the node is idle.
     pub fn start(plugin: &Path) -> Result<Self> {
+        let mut cluster = Self::new()?;
+        cluster.write_configuration(plugin)?;
+        cluster.start_controller()?;
+        cluster.start_slurmd()?;
+        cluster.read_versions()?;
+        Ok(cluster)
+    }
+
+    /// A folder with what every cluster has in it, and no daemon yet.
+    pub(crate) fn new() -> Result<Self> {
         remove_leftovers();
         // Not below the build folder: any user must be able to reach it, and a socket's path is short.
         let folder = std::env::temp_dir().join(format!("{PREFIX}{}", std::process::id()));
         fs::create_dir(&folder).with_context(|| folder.display().to_string())?;
-        let mut cluster = Self { folder, daemons: Vec::new(), slurm: String::new(), glibc: String::new() };
-        cluster.write_configuration(plugin)?;
-        cluster.start_daemons()?;
-        let shown = program("scontrol").args(["show", "config"]).run(&cluster)?.succeeded()?;
-        let version = shown.stdout.lines().find_map(|line| line.strip_prefix("SLURM_VERSION"));
-        cluster.slurm = version.context("slurmctld tells no version")?.trim_matches([' ', '=']).to_owned();
-        let libc = program("getconf").args(["GNU_LIBC_VERSION"]).run(&cluster)?.succeeded()?;
-        cluster.glibc = libc.stdout.trim().trim_start_matches("glibc ").to_owned();
+        let cluster = Self { folder, daemons: Vec::new(), slurm: String::new(), glibc: String::new() };
+        let open = |path: &Path, mode| fs::set_permissions(path, Permissions::from_mode(mode));
+        open(&cluster.folder, 0o755)?;
+        for folder in ["state", "work"] {
+            fs::create_dir(cluster.path(folder))?;
+        }
+        open(&cluster.path("work"), 0o1777)?;
+        let mut key = [0_u8; 128];
+        std::io::Read::read_exact(&mut File::open("/dev/urandom")?, &mut key)?;
+        fs::write(cluster.path("munge.key"), key)?;
+        open(&cluster.path("munge.key"), 0o400)?;
+        // Later releases look for a cgroup hierarchy of their own unless told not to; 22.05 doesn't know the key.
+        let version = program("slurmctld").args(["-V"]).run(&cluster)?.stdout;
+        let major = version.strip_prefix("slurm-wlm ").or(version.strip_prefix("slurm ")).unwrap_or_default();
+        let major = major.split('.').next().and_then(|major| major.parse::<u32>().ok());
+        if major.is_some_and(|major| major >= 23) {
+            fs::write(cluster.path("cgroup.conf"), "CgroupPlugin=disabled\n")?;
+        }
+        cluster.without_plugin()?;
         Ok(cluster)
     }
 
-    fn write_configuration(&self, plugin: &Path) -> Result<()> {
-        let open = |path: &Path, mode| fs::set_permissions(path, Permissions::from_mode(mode));
-        open(&self.folder, 0o755)?;
-        for folder in ["state", "spool-n1", "spool-n2", "work", "dev"] {
-            fs::create_dir(self.path(folder))?;
-        }
-        open(&self.path("work"), 0o1777)?;
-        self.install(plugin)?;
-        let mut key = [0_u8; 128];
-        std::io::Read::read_exact(&mut File::open("/dev/urandom")?, &mut key)?;
-        fs::write(self.path("munge.key"), key)?;
-        open(&self.path("munge.key"), 0o400)?;
-        let host = fs::read_to_string("/proc/sys/kernel/hostname")?;
-        let host = host.trim().split('.').next().unwrap_or_default();
-        // Held at the same time, so that they differ.
-        let listen = || TcpListener::bind("127.0.0.1:0");
-        let listeners = [listen()?, listen()?, listen()?];
-        let port = |listener: &TcpListener| listener.local_addr().map(|address| address.port());
-        let (controller, node, second) = (port(&listeners[0])?, port(&listeners[1])?, port(&listeners[2])?);
-        let folder = self.folder.display();
-        // Both nodes have one word for the spool's folder: Slurm's PMI-2 uses its own node's for the other's.
-        let configuration = |plugstack: &str, own: &str| {
-            format!(
-                "ClusterName=roce-tests\n\
+    pub(crate) fn read_versions(&mut self) -> Result<()> {
+        let shown = program("scontrol").args(["show", "config"]).run(self)?.succeeded()?;
+        let version = shown.stdout.lines().find_map(|line| line.strip_prefix("SLURM_VERSION"));
+        self.slurm = version.context("slurmctld tells no version")?.trim_matches([' ', '=']).to_owned();
+        let libc = program("getconf").args(["GNU_LIBC_VERSION"]).run(self)?.succeeded()?;
+        self.glibc = libc.stdout.trim().trim_start_matches("glibc ").to_owned();
+        Ok(())
+    }
+
+    /// What the configuration of every cluster says; `plugstack` is a file of the folder, `own` the start of the names of
+    /// a slurmd's own files. All nodes have one word for the spool's folder: Slurm's PMI-2 uses its own node's for the others'.
+    pub(crate) fn configuration(&self, controller: u16, plugstack: &str, own: &str) -> Result<String> {
+        let (folder, host) = (self.folder.display(), host()?);
+        Ok(format!(
+            "ClusterName=roce-tests\n\
                  SlurmctldHost={host}(127.0.0.1)\n\
                  SlurmctldPort={controller}\n\
                  SlurmUser=root\n\
@@ -93,14 +105,28 @@ impl Cluster {
                  SlurmdLogFile={folder}/{own}slurmd.log\n\
                  PlugStackConfig={folder}/{plugstack}\n\
                  ProctrackType=proctrack/linuxproc\n\
-                 TaskPlugin=task/affinity\n\
                  SelectType=select/cons_tres\n\
                  SelectTypeParameters=CR_Core\n\
                  SchedulerParameters=batch_sched_delay=0,sched_min_interval=1000,bf_interval=1\n\
                  SwitchType=switch/none\n\
                  MpiDefault=none\n\
                  KillWait=1\n\
-                 SlurmdParameters=config_overrides\n\
+                 SlurmdParameters=config_overrides\n"
+        ))
+    }
+
+    fn write_configuration(&self, plugin: &Path) -> Result<()> {
+        for folder in ["spool-n1", "spool-n2", "dev"] {
+            fs::create_dir(self.path(folder))?;
+        }
+        self.install(plugin)?;
+        let [controller, node, second] = free_ports()?;
+        let (folder, host) = (self.folder.display(), host()?);
+        let configuration = |plugstack: &str, own: &str| {
+            let common = self.configuration(controller, plugstack, own)?;
+            anyhow::Ok(format!(
+                "{common}\
+                 TaskPlugin=task/affinity\n\
                  LaunchParameters=use_interactive_step\n\
                  GresTypes=gpu\n\
                  NodeName={NODE} NodeHostname={host} NodeAddr=127.0.0.1 Port={node} \
@@ -109,26 +135,19 @@ impl Cluster {
                      CPUs=2 Sockets=2 CoresPerSocket=1 Gres=gpu:4\n\
                  PartitionName=all Nodes={NODE} Default=YES State=UP\n\
                  PartitionName={BOTH} Nodes={NODE},{SECOND} State=UP\n"
-            )
+            ))
         };
-        fs::write(self.path("slurm.conf"), configuration(NODE_PLUGSTACK, ""))?;
-        fs::write(self.path("second.conf"), configuration(SECOND_PLUGSTACK, "second-"))?;
-        fs::write(self.path("client.conf"), configuration(CLIENT_PLUGSTACK, ""))?;
-        fs::write(
+        fs::write(self.path("slurm.conf"), configuration(NODE_PLUGSTACK, "")?)?;
+        fs::write(self.path("second.conf"), configuration(SECOND_PLUGSTACK, "second-")?)?;
+        fs::write(self.path("client.conf"), configuration(CLIENT_PLUGSTACK, "")?)?;
+        Ok(fs::write(
             self.path("gres.conf"),
             format!("NodeName={SECOND} Name=gpu File={folder}/dev/nvidia[0-3]\n"),
-        )?;
-        // Later releases look for a cgroup hierarchy of their own unless told not to; 22.05 doesn't know the key.
-        let version = program("slurmctld").args(["-V"]).run(self)?.stdout;
-        let major = version.strip_prefix("slurm-wlm ").or(version.strip_prefix("slurm ")).unwrap_or_default();
-        let major = major.split('.').next().and_then(|major| major.parse::<u32>().ok());
-        if major.is_some_and(|major| major >= 23) {
-            fs::write(self.path("cgroup.conf"), "CgroupPlugin=disabled\n")?;
-        }
-        self.without_plugin()
+        )?)
     }
 
-    fn start_daemons(&mut self) -> Result<()> {
+    /// Starts munged and slurmctld.
+    pub(crate) fn start_controller(&mut self) -> Result<()> {
         let option = |name: &str, file: &str| format!("--{name}={}", self.path(file).display());
         let munged = [
             "--foreground".to_owned(),
@@ -140,8 +159,7 @@ impl Cluster {
         ];
         self.daemon("munged", &munged)?;
         self.wait("munged", |cluster| Ok(cluster.path("munge.socket").exists()))?;
-        self.daemon("slurmctld", &["-D".to_owned(), "-c".to_owned()])?;
-        self.start_slurmd()
+        self.daemon("slurmctld", &["-D".to_owned(), "-c".to_owned()])
     }
 
     fn start_slurmd(&mut self) -> Result<()> {
@@ -190,7 +208,7 @@ impl Cluster {
     /// # Errors
     /// If it doesn't come back.
     pub fn restart_slurmd(&mut self) -> Result<()> {
-        if let Some(at) = self.daemons.iter().position(|(name, _)| *name == "slurmd") {
+        if let Some(at) = self.daemons.iter().position(|(name, _)| name == "slurmd") {
             let (_, mut child) = self.daemons.remove(at);
             end(&mut child);
         }
@@ -202,12 +220,13 @@ impl Cluster {
     /// # Errors
     /// If it isn't running.
     pub fn slurmd(&self) -> Result<u32> {
-        let found = self.daemons.iter().find(|(name, _)| *name == "slurmd");
+        let found = self.daemons.iter().find(|(name, _)| name == "slurmd");
         found.map(|(_, child)| child.id()).context("slurmd is not running")
     }
 
-    /// A child in the foreground, killed by the kernel if this process dies in whatever way.
-    fn daemon(&mut self, name: &'static str, arguments: &[String]) -> Result<()> {
+    /// A child in the foreground, killed by the kernel if this process dies in whatever way. The last word of its name is
+    /// the program.
+    pub(crate) fn daemon(&mut self, name: &str, arguments: &[String]) -> Result<()> {
         let output = File::create(self.path(&format!("{name}.out")))?;
         let child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "--", name.rsplit(' ').next().unwrap_or(name)])
@@ -221,16 +240,16 @@ impl Cluster {
             .stderr(output)
             .spawn()
             .with_context(|| name.to_owned())?;
-        self.daemons.push((name, child));
+        self.daemons.push((name.to_owned(), child));
         Ok(())
     }
 
-    fn wait(&mut self, daemon: &str, is_ready: impl Fn(&Self) -> Result<bool>) -> Result<()> {
+    pub(crate) fn wait(&mut self, daemon: &str, is_ready: impl Fn(&Self) -> Result<bool>) -> Result<()> {
         let start = Instant::now();
         while !is_ready(self)? {
             for (name, child) in &mut self.daemons {
                 if let Some(status) = child.try_wait()? {
-                    let name = *name;
+                    let name = name.clone();
                     bail!("{name} ended with {status} while {daemon} started: {}", self.logs());
                 }
             }
@@ -330,7 +349,7 @@ impl Cluster {
         self.state_of(NODE)
     }
 
-    fn state_of(&self, node: &str) -> Result<String> {
+    pub(crate) fn state_of(&self, node: &str) -> Result<String> {
         let shown = program("scontrol").args(["-o", "show", "node", node]).run(self)?;
         let state = shown.stdout.split_whitespace().find_map(|word| word.strip_prefix("State="));
         // Absent until slurmctld answers.
@@ -363,6 +382,25 @@ impl Cluster {
             std::thread::sleep(Duration::from_millis(100));
         }
     }
+}
+
+/// The name that this machine gives itself, as Slurm shortens it.
+pub(crate) fn host() -> Result<String> {
+    let host = fs::read_to_string("/proc/sys/kernel/hostname")?;
+    Ok(host.trim().split('.').next().unwrap_or_default().to_owned())
+}
+
+/// TCP ports that nobody listens on.
+pub(crate) fn free_ports<const COUNT: usize>() -> Result<[u16; COUNT]> {
+    // Held at the same time, so that they differ.
+    let mut listeners = Vec::with_capacity(COUNT);
+    let mut ports = [0; COUNT];
+    for port in &mut ports {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        *port = listener.local_addr()?.port();
+        listeners.push(listener);
+    }
+    Ok(ports)
 }
 
 /// The search path with the folders of daemons.

@@ -21,6 +21,15 @@ const PROGRAMS: [(&str, &str); 8] = [
 /// # Errors
 /// What is missing, and what to do.
 pub fn check() -> Result<PathBuf> {
+    check_slurm()?;
+    plugin()
+}
+
+/// Is everything there but the plugin?
+///
+/// # Errors
+/// What is missing, and what to do.
+pub fn check_slurm() -> Result<()> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let folders: Vec<PathBuf> =
         std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]).collect();
@@ -31,7 +40,7 @@ pub fn check() -> Result<PathBuf> {
     ensure!(nix::unistd::geteuid().is_root(), "slurmd must be started by root");
     let cpus = std::thread::available_parallelism().context("can't count the CPUs")?;
     ensure!(cpus.get() >= 2, "two CPUs are needed to tell a narrowed task from one that is not");
-    plugin()
+    Ok(())
 }
 
 /// The plugin's file: that which `ROCE_PLUGIN` names, or the newer one that was built.

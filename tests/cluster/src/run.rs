@@ -17,11 +17,21 @@ pub struct Program {
     variables: Vec<(String, String)>,
     is_user: bool,
     memlock_kib: Option<u32>,
+    limit: Duration,
 }
+
+/// How long a command may run unless [`Program::limit`] says otherwise.
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// A command.
 pub fn program(name: &str) -> Program {
-    Program { arguments: vec![name.to_owned()], variables: Vec::new(), is_user: false, memlock_kib: None }
+    Program {
+        arguments: vec![name.to_owned()],
+        variables: Vec::new(),
+        is_user: false,
+        memlock_kib: None,
+        limit: LIMIT,
+    }
 }
 
 /// `srun` with these arguments, as a user without rights.
@@ -90,6 +100,12 @@ impl Program {
         self
     }
 
+    /// It may run for so long instead of a minute.
+    pub fn limit(mut self, limit: Duration) -> Self {
+        self.limit = limit;
+        self
+    }
+
     /// Runs it to its end, for at most a minute.
     ///
     /// # Errors
@@ -112,7 +128,7 @@ impl Program {
             line.extend(["bash".to_owned(), "-c".to_owned(), format!("ulimit -Sl {kib}; exec \"$@\"")]);
             line.push("bash".to_owned());
         }
-        line.extend(["timeout".to_owned(), "60".to_owned()]);
+        line.extend(["timeout".to_owned(), self.limit.as_secs().to_string()]);
         line.extend(self.arguments);
         let child = Command::new(&line[0])
             .args(&line[1..])

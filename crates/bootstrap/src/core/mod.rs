@@ -11,6 +11,7 @@
 mod fault;
 mod gather;
 mod layout;
+mod parts;
 #[cfg(test)]
 mod tests;
 
@@ -20,6 +21,7 @@ use std::time::Duration;
 pub use fault::{Fault, FaultKind};
 use gather::Gather;
 pub use layout::{Layout, Link, Way};
+pub use parts::{Bytes, HEADS, Parts};
 
 use crate::message::{BetweenLeaders, FromMember, Operation};
 use crate::ranks::list_ranks;
@@ -39,20 +41,20 @@ pub struct Limits {
 
 /// What the leader's sockets have to do.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Output {
+pub enum Output<M = Vec<u8>, T = Vec<u8>> {
     /// To one neighbour.
     Send {
         /// Over which of the connections.
         link: Link,
         /// What.
-        message: BetweenLeaders,
+        message: BetweenLeaders<M>,
     },
     /// The result of a collective, to every local rank.
     Deliver {
         /// The collective's number.
         number: u64,
         /// Its table ([`crate::table`]); none for a barrier.
-        table: Option<Vec<u8>>,
+        table: Option<T>,
     },
     /// The fault that ended the exchange, to every local rank and all neighbours.
     Fail {
@@ -67,13 +69,13 @@ pub enum Output {
 
 /// One of the leader's ranks.
 #[derive(Clone, Default, Debug)]
-struct Local {
+struct Local<T> {
     rank: Option<u32>,
     left: bool,
-    part: Option<Vec<u8>>,
+    part: Option<T>,
 }
 
-impl Local {
+impl<T> Local<T> {
     fn awaited(&self) -> bool {
         self.part.is_none() && !self.left
     }
@@ -81,11 +83,11 @@ impl Local {
 
 /// The connections of one round: the neighbour before this node, who calls, and the one behind, who is called.
 #[derive(Clone, Default, Debug)]
-struct Round {
+struct Round<M> {
     before: Neighbour,
     behind: Neighbour,
     /// What the neighbour before sent and was not used yet: at most one collective ahead.
-    early: VecDeque<(Operation, u64, Vec<u8>)>,
+    early: VecDeque<(Operation, u64, M)>,
     /// The number of its next message.
     next: u64,
     /// What the neighbour before sent last was that its node leaves.
@@ -102,23 +104,31 @@ struct Neighbour {
 
 /// The state of one node's leader.
 #[derive(Clone, Debug)]
-pub struct Core {
+pub struct Core<P: Parts = Bytes> {
     layout: Layout,
     limits: Limits,
-    locals: Vec<Local>,
-    rounds: Vec<Round>,
+    locals: Vec<Local<P::Part>>,
+    rounds: Vec<Round<P::Message>>,
     /// The number of the collective that ends next.
     number: u64,
-    gather: Gather,
+    gather: Gather<P>,
     fault: Option<Fault>,
     finished: bool,
-    outputs: VecDeque<Output>,
+    outputs: VecDeque<Output<P::Message, P::Table>>,
 }
 
 impl Core {
     /// A leader that has met nobody yet, not even its own rank.
     #[must_use]
     pub fn new(layout: Layout, limits: Limits) -> Self {
+        Self::gathering(layout, limits)
+    }
+}
+
+impl<P: Parts> Core<P> {
+    /// The same, that gathers something else than bytes.
+    #[must_use]
+    pub fn gathering(layout: Layout, limits: Limits) -> Self {
         let locals = vec![Local::default(); layout.local_size() as usize];
         let rounds = vec![Round::default(); layout.rounds()];
         let mut gather = Gather::default();
@@ -128,7 +138,7 @@ impl Core {
     }
 
     /// The next thing to do.
-    pub fn output(&mut self) -> Option<Output> {
+    pub fn output(&mut self) -> Option<Output<P::Message, P::Table>> {
         self.outputs.pop_front()
     }
 
@@ -165,7 +175,7 @@ impl Core {
     }
 
     /// A local rank said something.
-    pub fn local_message(&mut self, now: Duration, local: u32, message: FromMember) {
+    pub fn local_message(&mut self, now: Duration, local: u32, message: FromMember<P::Part>) {
         let Some(state) = self.locals.get_mut(local as usize) else { return };
         let Some(rank) = state.rank.filter(|_| self.fault.is_none() && !self.finished) else { return };
         match message {
@@ -216,7 +226,7 @@ impl Core {
     }
 
     /// A neighbour said something.
-    pub fn peer_message(&mut self, now: Duration, link: Link, message: BetweenLeaders) {
+    pub fn peer_message(&mut self, now: Duration, link: Link, message: BetweenLeaders<P::Message>) {
         if self.fault.is_some() || self.finished {
             return;
         }
@@ -426,7 +436,8 @@ impl Core {
                 Operation::Broadcast { root } => root == *rank,
                 Operation::Barrier | Operation::Leave => false,
             });
-            self.gather.hold_own(&wanted.collect::<Vec<_>>());
+            let wanted = wanted.collect();
+            self.gather.hold_own(wanted);
             self.send_round(operation, 0);
             return true;
         }
@@ -440,7 +451,7 @@ impl Core {
             return false;
         }
         let Some((_, _, bytes)) = early.pop_front() else { return false };
-        if let Err(what) = self.gather.hold_others(&bytes, self.layout.nodes_in_round(round)) {
+        if let Err(what) = self.gather.hold_others(bytes, self.layout.nodes_in_round(round)) {
             self.peer_failed(Link { way: Way::Before, round }, what);
             return false;
         }
@@ -458,7 +469,7 @@ impl Core {
 
     fn send_round(&mut self, operation: Operation, round: usize) {
         if round < self.rounds.len() {
-            let bytes = self.gather.held(self.layout.nodes_in_round(round)).to_vec();
+            let bytes = self.gather.parts.held(self.layout.nodes_in_round(round));
             let message = BetweenLeaders::Gathered { operation, number: self.number, bytes };
             self.rounds[round].leaving = operation == Operation::Leave;
             self.outputs.push_back(Output::Send { link: Link { way: Way::Behind, round }, message });
@@ -475,8 +486,8 @@ impl Core {
                 return;
             }
             Operation::Barrier => Ok(None),
-            Operation::Broadcast { root } => self.gather.table(root..root + 1).map(Some),
-            Operation::AllGather => self.gather.table(0..self.layout.size()).map(Some),
+            Operation::Broadcast { root } => self.gather.parts.table(root..root + 1).map(Some),
+            Operation::AllGather => self.gather.parts.table(0..self.layout.size()).map(Some),
         };
         match table {
             Err(text) => self.fail(FaultKind::OutOfStep, None, text),
