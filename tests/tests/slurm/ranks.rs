@@ -58,7 +58,7 @@ fn meet(cluster: &Cluster, options: &[&str]) -> Result<()> {
 
 /// Ranks on both nodes, which nobody's name service knows.
 fn on_both<'a>(words: impl IntoIterator<Item = &'a str>) -> Program {
-    srun(["-p", BOTH, "-N2"].into_iter().chain(words)).env("ROCE_NODE_ADDRS", ADDRESSES)
+    srun(["-p", BOTH].into_iter().chain(words)).env("ROCE_NODE_ADDRS", ADDRESSES)
 }
 
 /// The ranks that the program starts with these words before their own meet, each on its node.
@@ -99,7 +99,7 @@ fn with_plugin(cluster: &Cluster) -> Result<()> {
 fn pmi2(cluster: &Cluster) -> Result<()> {
     cluster.without_plugins()?;
     meet(cluster, &["--mpi=pmi2"])?;
-    meets(cluster, on_both(["-n4", "--distribution=block", "--mpi=pmi2"]), &[], &FOUR)
+    meets(cluster, on_both(["-N2", "-n4", "--distribution=block", "--mpi=pmi2"]), &[], &FOUR)
 }
 
 fn munge_socket(cluster: &Cluster) -> String {
@@ -108,7 +108,7 @@ fn munge_socket(cluster: &Cluster) -> String {
 
 fn munge(cluster: &Cluster) -> Result<()> {
     cluster.without_plugins()?;
-    let program = on_both(["-n4", "--distribution=block", "--mpi=none"]);
+    let program = on_both(["-N2", "-n4", "--distribution=block", "--mpi=none"]);
     meets(cluster, program.env("ROCE_MUNGE_SOCKET", &munge_socket(cluster)), &[], &FOUR)
 }
 
@@ -121,9 +121,12 @@ fn layouts(cluster: &Cluster) -> Result<()> {
     let socket = munge_socket(cluster);
     for mpi in ["--mpi=none", "--mpi=pmi2"] {
         let layouts: [(&[&str], &[Placed<'_>]); 4] = [
-            (&["-n3", "--distribution=block"], &[(0, "n1"), (1, "n1"), (2, "n2")]),
-            (&["-n2"], &[(0, "n1"), (1, "n2")]),
-            (&["-n5", "--distribution=cyclic"], &[(0, "n1"), (1, "n2"), (2, "n1"), (3, "n2"), (4, "n1")]),
+            (&["-N2", "-n3", "--distribution=block"], &[(0, "n1"), (1, "n1"), (2, "n2")]),
+            (&["-N2", "-n2"], &[(0, "n1"), (1, "n2")]),
+            (
+                &["-N2", "-n5", "--distribution=cyclic"],
+                &[(0, "n1"), (1, "n2"), (2, "n1"), (3, "n2"), (4, "n1")],
+            ),
             (&["-n3", "--distribution=arbitrary"], &[(0, "n2"), (1, "n1"), (2, "n2")]),
         ];
         for (words, expected) in layouts {
@@ -144,7 +147,7 @@ fn seconds_apart(cluster: &Cluster) -> Result<()> {
     cluster.without_plugins()?;
     for late in ["0", "2", "3"] {
         let wait = format!("[ $SLURM_PROCID = {late} ] && sleep 2.5; exec \"$@\"");
-        let program = on_both(["-n4", "--distribution=block", "--mpi=none"]);
+        let program = on_both(["-N2", "-n4", "--distribution=block", "--mpi=none"]);
         let program = program.env("ROCE_MUNGE_SOCKET", &munge_socket(cluster));
         meets(cluster, program, &["sh", "-c", &wait, "sh"], &FOUR)?;
     }
