@@ -38,7 +38,7 @@ const HEARTBEAT: Duration = Duration::from_millis(250);
 const UNACKNOWLEDGED: Duration = Duration::from_millis(1000);
 /// How often it is looked whether an awaited rank is stopped.
 const LOOK: Duration = Duration::from_millis(500);
-/// How long a leader stays after a fault, for neighbours that come late.
+/// How long a leader stays after a fault, for neighbours that come late; unless its process ends before.
 const LINGER: Duration = Duration::from_secs(1);
 /// How long the end waits for what is on its way: after a fault, and after all have left.
 const LAST_WORDS: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(1)];
@@ -530,7 +530,9 @@ impl Leader {
 
     fn tell_all(&mut self, message: &ToMember, descriptor: Option<&Rc<OwnedFd>>) {
         let frame = plain_frame(&message.encode());
-        let members: Vec<u64> = self.members.values().copied().collect();
+        let mut members: Vec<u64> = self.members.values().copied().collect();
+        // This process's own rank last: the process may end as soon as it knows.
+        members.sort_by_key(|id| *id == self.own);
         for id in members {
             self.queue(id, Rc::clone(&frame), descriptor.cloned());
             self.flush(id);
@@ -774,11 +776,12 @@ impl Leader {
                 }
                 Output::Fail { fault, except } => {
                     self.failed = self.now();
-                    self.tell_all(&ToMember::Fault(fault.clone()), None);
+                    // First the neighbours: this process may end as soon as its own rank knows.
                     let links: Vec<Link> = self.peers.keys().copied().collect();
                     for link in links.into_iter().filter(|link| Some(*link) != except) {
                         self.send_peer(link, &BetweenLeaders::Fault(fault.clone()));
                     }
+                    self.tell_all(&ToMember::Fault(fault), None);
                 }
                 Output::Finished => {}
             }
