@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::resource::{Resource, getrlimit, rlim_t};
 use nix::sys::signal::SigSet;
 
 use crate::bootstrap::{LATE, MOST_BYTES};
@@ -81,11 +82,13 @@ struct Leader {
     network: Option<TcpListener>,
     next_id: u64,
     connections: BTreeMap<u64, Connection>,
+    /// How many may not have proven themselves: half of this process's descriptors at most are for them.
+    most_strangers: usize,
     /// Who has not proven itself, by age, with the time of its coming; local ones and those from the network.
     strangers: [BTreeMap<u64, Duration>; 2],
     members: BTreeMap<u32, u64>,
     peers: BTreeMap<Link, u64>,
-    /// For neighbours that are not connected yet.
+    /// For neighbours that are not connected yet, or have not said anything.
     early: BTreeMap<Link, Vec<BetweenLeaders>>,
     searches: Vec<Search>,
     resolver: Option<Resolver>,
@@ -126,6 +129,9 @@ enum Role {
         link: Link,
         keys: Box<Keys>,
         heard: Duration,
+        /// Who leads there; told to the core once that leader has said something, since it may yet turn this caller away as
+        /// one of too many strangers.
+        unconfirmed: Option<u32>,
         /// Since when something that was sent waits to be acknowledged.
         unacknowledged: Option<Duration>,
     },
@@ -146,6 +152,7 @@ impl Leader {
         let layout = Layout::new(identity.node_index, names.into(), here, identity.size);
         let limits = Limits { join: options.join, collective: options.collective };
         let core = Core::new(layout.clone(), limits);
+        let descriptors = getrlimit(Resource::RLIMIT_NOFILE).map_or(rlim_t::MAX, |(soft, _)| soft);
         Self {
             identity,
             secret,
@@ -160,6 +167,8 @@ impl Leader {
             network: None,
             next_id: FIRST,
             connections: BTreeMap::new(),
+            most_strangers: usize::try_from(descriptors / 2)
+                .map_or(MOST_STRANGERS, |half| half.min(MOST_STRANGERS)),
             strangers: [BTreeMap::new(), BTreeMap::new()],
             members: BTreeMap::new(),
             peers: BTreeMap::new(),
@@ -264,7 +273,7 @@ impl Leader {
     /// A stranger comes; too many are not kept.
     fn add_stranger(&mut self, stream: Stream, role: Role, kind: usize) {
         // Of this node's own ranks many may come at the same time.
-        let most = MOST_STRANGERS + if kind == 0 { self.layout.local_size() as usize } else { 0 };
+        let most = self.most_strangers + if kind == 0 { self.layout.local_size() as usize } else { 0 };
         if self.strangers[kind].len() >= most
             && let Some((&oldest, _)) = self.strangers[kind].first_key_value()
         {
@@ -414,7 +423,7 @@ impl Leader {
                         }
                     }
                 }
-                Role::Peer { link, keys, heard, .. } => {
+                Role::Peer { link, keys, heard, unconfirmed, .. } => {
                     let link = *link;
                     *heard = self.start.elapsed();
                     let most = (self.identity.size as usize + self.identity.nodes.len())
@@ -429,6 +438,10 @@ impl Leader {
                             let message = opened.map(|(payload, _)| BetweenLeaders::decode(payload));
                             if message.is_none() {
                                 connection.stream.deafen();
+                            } else if let Some(rank) = unconfirmed.take() {
+                                self.early.remove(&link);
+                                // It is told but once, for whoever is found ends the search.
+                                let _ = self.core.peer_joined(link, rank);
                             }
                             self.hear_peer(link, message)
                         }
@@ -481,6 +494,13 @@ impl Leader {
             None | Some(Role::Local(_)) => {}
             Some(Role::Network(_)) => self.refused += 1,
             Some(Role::Member { local, .. }) => self.core.local_closed(local, why),
+            Some(Role::Peer { link, unconfirmed: Some(_), .. }) => {
+                self.peers.remove(&link);
+                self.counters.connections_made -= 1;
+                let now = self.now();
+                self.searches[link.round].again(now);
+                self.search(now, link.round);
+            }
             Some(Role::Peer { link, .. }) => self.core.peer_closed(link, why),
             Some(Role::Calling { round, .. }) => {
                 let now = self.now();
@@ -676,11 +696,16 @@ impl Leader {
         let Some(connection) = self.connections.get_mut(&id) else { return false };
         // The kernel's own patience would be a quarter of an hour. Heartbeats see to the rest.
         let _ = tcp::limit_silence(&connection.stream, self.options.silence);
-        connection.role = Role::Peer { link, keys: Box::new(keys), heard, unacknowledged: None };
+        let unconfirmed = (link.way == Way::Behind).then_some(rank);
+        connection.role = Role::Peer { link, keys: Box::new(keys), heard, unconfirmed, unacknowledged: None };
         self.peers.insert(link, id);
-        if self.core.peer_joined(link, rank).is_err() {
-            self.remove(id);
-            return false;
+        if unconfirmed.is_none() {
+            if self.core.peer_joined(link, rank).is_err() {
+                self.remove(id);
+                return false;
+            }
+            // So that the caller knows that it was let in.
+            self.send_peer(link, &BetweenLeaders::Heartbeat);
         }
         for message in self.early.remove(&link).unwrap_or_default() {
             self.send_peer(link, &message);
@@ -702,9 +727,14 @@ impl Leader {
             self.early.entry(link).or_default().push(message.clone());
             return;
         };
-        let Some(Connection { role: Role::Peer { keys, .. }, .. }) = self.connections.get_mut(&id) else {
+        let Some(Connection { role: Role::Peer { keys, unconfirmed, .. }, .. }) =
+            self.connections.get_mut(&id)
+        else {
             return;
         };
+        if unconfirmed.is_some() && *message != BetweenLeaders::Heartbeat {
+            self.early.entry(link).or_default().push(message.clone());
+        }
         match keys.send.seal(&message.encode()) {
             Some(frame) => {
                 self.counters.messages += 1;
