@@ -21,7 +21,12 @@ fn rank() {
     let card = vec![7; 64];
     let options = Options { stopped: 2 * second, silence: 3 * second, card, ..Options::default() };
     let start = now();
-    let mut ranks = Bootstrap::init(&options).unwrap();
+    let joined = Bootstrap::init(&options);
+    if task == "stay" {
+        println!("\nerror {}", joined.map(|_| ()).unwrap_err());
+        return std::thread::sleep(Duration::from_secs(2));
+    }
+    let mut ranks = joined.unwrap();
     let met = now();
     assert!((0..ranks.size()).all(|rank| ranks.card_of(rank).unwrap().len() == 64));
     match task.as_str() {
@@ -84,6 +89,26 @@ fn the_death_of_any_rank_is_told_to_all() {
         }
         assert!(time < Duration::from_secs(2), "{victim}: {time:?}");
     }
+}
+
+/// Its node is not left to wait until the join's end.
+#[test]
+fn a_rank_that_starts_after_another_has_died_is_told_of_it() {
+    let mut ranks = Ranks::start(&loopback(&[2, 1]), "stay");
+    for rank in [0, 1] {
+        // One after the other: the first leads, and lives.
+        ranks.processes[rank].close();
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    ranks.signal(1, Signal::SIGKILL);
+    let told = ranks.line(0, &["error"]);
+    assert!(told.starts_with("rank 1 (127.0.0.1) is lost"), "{told}");
+    std::thread::sleep(Duration::from_millis(200));
+    ranks.processes[2].close();
+    let start = Instant::now();
+    let told = ranks.line(2, &["error"]);
+    assert!(told.starts_with("rank 1 (127.0.0.1) is lost"), "{told}");
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
 }
 
 /// Only those who are waited for: whoever computes may be stopped. Here even ranks wait in a barrier for the odd ones.
