@@ -40,7 +40,7 @@ pub(crate) fn connect(job: &mut Job, peers: &[u32], depth: Depth) -> Result<Vec<
 fn prepare_all(job: &Job, peers: &[u32], depth: Depth) -> Result<(Vec<Prepared>, Vec<EndCard>)> {
     check_peers(job, peers)?;
     if !peers.is_empty() {
-        job.needed_assignment()?;
+        job.require_nics()?;
     }
     let prepared: Vec<Prepared> =
         peers.iter().map(|&peer| prepare(job, peer, depth)).collect::<Result<_>>()?;
@@ -129,7 +129,7 @@ fn bring_up(job: &Job, peer: u32, end: Prepared, told: &[Vec<EndCard>]) -> Resul
     let their_mtu = Mtu::from_bytes(theirs.mtu).ok_or_else(|| bad("its MTU is none that RoCE has"))?;
     let mine = end_card(job, peer, &end);
     let remote_gid = job.card(peer).nics[end.peer_nic].gid();
-    let assignment = job.needed_assignment()?;
+    let assignment = job.require_nics()?;
     let connection = Connection {
         port: endpoint.nic.port.port,
         local_gid_index: end.now.gid_index,

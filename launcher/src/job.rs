@@ -181,6 +181,15 @@ impl Job {
         self.nics.assignment.as_ref()
     }
 
+    /// The same for a program that can't do without.
+    ///
+    /// # Errors
+    /// [`Error::NoPort`](crate::Error::NoPort), with what was looked at.
+    pub fn require_nics(&self) -> Result<&Assignment> {
+        let none = || Error::NoPort { node: self.node().to_owned(), reason: self.nics.none.clone() };
+        self.nics.assignment.as_ref().ok_or_else(none)
+    }
+
     /// Returns when every rank has called it.
     ///
     /// # Errors
@@ -237,12 +246,6 @@ impl Job {
 
     pub(crate) fn endpoint(&self, nic: usize) -> &Arc<Endpoint> {
         &self.nics.endpoints[nic]
-    }
-
-    /// The assignment, for who can't do without.
-    pub(crate) fn needed_assignment(&self) -> Result<&Assignment> {
-        let none = || Error::NoPort { node: self.node().to_owned(), reason: self.nics.none.clone() };
-        self.nics.assignment.as_ref().ok_or_else(none)
     }
 
     /// What a rank told about itself.

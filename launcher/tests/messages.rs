@@ -20,7 +20,7 @@ fn rank() {
         "collectives" => collectives(&world),
         "groups" => groups(&world),
         "mistakes" => mistakes(&world),
-        "death" => return death(job),
+        "death" => return death(&job),
         other => panic!("no task {other}"),
     }
     job.finalize().unwrap();
@@ -246,7 +246,7 @@ fn mistakes(world: &Communicator) {
 }
 
 /// Rank 1 ends in the middle; everyone else hears of it, whatever they wait for.
-fn death(job: Job) {
+fn death(job: &Job) {
     let world = job.world();
     world.barrier().unwrap();
     if world.rank() == 1 {
@@ -265,36 +265,39 @@ fn death(job: Job) {
 
 #[test]
 fn every_rank_with_every_other() {
-    for nodes in [&[2][..], &[5]] {
+    for nodes in [&[2][..], &[5], &[1, 1], &[2, 3]] {
         common::run(nodes, "pairs");
     }
 }
 
 #[test]
 fn random_messages_as_the_model_says() {
-    for nodes in [&[2][..], &[4]] {
+    for nodes in [&[2][..], &[4], &[1, 1], &[2, 1, 1]] {
         common::run(nodes, "cases");
     }
 }
 
 #[test]
 fn collectives_give_what_one_rank_would_compute() {
-    for ranks in [1, 2, 3, 5, 8] {
-        common::run(&[ranks], "collectives");
+    for nodes in [&[1][..], &[2], &[5], &[8], &[1, 1, 1], &[2, 4]] {
+        common::run(nodes, "collectives");
     }
 }
 
 #[test]
 fn groups_talk_apart() {
     common::run(&[5], "groups");
+    common::run(&[2, 3], "groups");
 }
 
 #[test]
 fn mistakes_are_errors_with_names() {
     common::run(&[3], "mistakes");
+    common::run(&[1, 2], "mistakes");
 }
 
 #[test]
 fn a_rank_that_ends_is_told_to_all() {
     common::run(&[4], "death");
+    common::run(&[2, 2], "death");
 }

@@ -1,5 +1,7 @@
 //! How a reduction combines two ranks' elements.
 
+use std::ops::{Add, BitAnd, BitOr, BitXor, Mul};
+
 use bytemuck::Pod;
 
 /// Combines elements of two ranks. Anything `Fn(T, T) -> T` is one. It must be associative and commutative, but for rounding.
@@ -24,13 +26,13 @@ fn each<T: Copy>(lower: &mut [T], higher: &[T], combine: impl Fn(T, T) -> T) {
 }
 
 macro_rules! operators {
-    ($($(#[$doc:meta])* $name:ident: $($type:ty)*, $combine:expr;)*) => {$(
+    ($($(#[$doc:meta])* $name:ident: $($type:ty)*, $combine:ident;)*) => {$(
         $(#[$doc])*
         #[derive(Clone, Copy, PartialEq, Eq, Debug)]
         pub struct $name;
         $(impl Operator<$type> for $name {
             fn combine(&self, lower: &mut [$type], higher: &[$type]) {
-                each(lower, higher, $combine);
+                each(lower, higher, <$type>::$combine);
             }
         })*
     )*};
@@ -38,28 +40,28 @@ macro_rules! operators {
 
 operators! {
     /// The sum. Floating-point numbers are added in a fixed order.
-    Sum: f32 f64, |a, b| a + b;
+    Sum: f32 f64, add;
     /// The product. Floating-point numbers are multiplied in a fixed order.
-    Product: f32 f64, |a, b| a * b;
+    Product: f32 f64, mul;
     /// The smaller one; the other one where one is not a number.
-    Min: f32 f64, |a, b| a.min(b);
+    Min: f32 f64, min;
     /// The larger one; the other one where one is not a number.
-    Max: f32 f64, |a, b| a.max(b);
+    Max: f32 f64, max;
     /// The bits that are set in both.
-    And: u8 i8 u16 i16 u32 i32 u64 i64 u128 i128 usize isize, |a, b| a & b;
+    And: u8 i8 u16 i16 u32 i32 u64 i64 u128 i128 usize isize, bitand;
     /// The bits that are set in either.
-    Or: u8 i8 u16 i16 u32 i32 u64 i64 u128 i128 usize isize, |a, b| a | b;
+    Or: u8 i8 u16 i16 u32 i32 u64 i64 u128 i128 usize isize, bitor;
     /// The bits that are set in one only.
-    Xor: u8 i8 u16 i16 u32 i32 u64 i64 u128 i128 usize isize, |a, b| a ^ b;
+    Xor: u8 i8 u16 i16 u32 i32 u64 i64 u128 i128 usize isize, bitxor;
 }
 
 macro_rules! of_integers {
-    ($($name:ident, $combine:expr;)*) => {$(of_integers! { $name, $combine,
+    ($($name:ident, $combine:ident;)*) => {$(of_integers! { $name, $combine,
         u8 i8 u16 i16 u32 i32 u64 i64 u128 i128 usize isize })*};
-    ($name:ident, $combine:expr, $($type:ty)*) => {$(
+    ($name:ident, $combine:ident, $($type:ty)*) => {$(
         impl Operator<$type> for $name {
             fn combine(&self, lower: &mut [$type], higher: &[$type]) {
-                each(lower, higher, $combine);
+                each(lower, higher, <$type>::$combine);
             }
         }
     )*};
@@ -67,8 +69,8 @@ macro_rules! of_integers {
 
 // Integers wrap around, as they do in C and MPI.
 of_integers! {
-    Sum, |a, b| a.wrapping_add(b);
-    Product, |a, b| a.wrapping_mul(b);
-    Min, |a, b| a.min(b);
-    Max, |a, b| a.max(b);
+    Sum, wrapping_add;
+    Product, wrapping_mul;
+    Min, min;
+    Max, max;
 }

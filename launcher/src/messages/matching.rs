@@ -135,7 +135,7 @@ mod tests {
             });
             match (steps[now], counterpart) {
                 (Step::Cancel(past), _) if past < now && matches!(steps[past], Step::Receive(..)) => {
-                    taken[past] = true
+                    taken[past] = true;
                 }
                 (Step::Receive(..), Some(past)) => pairs.push((now, past)),
                 (Step::Message(..), Some(past)) => pairs.push((past, now)),

@@ -146,7 +146,8 @@ proptest! {
             }
         }
         for _ in 0..10_000 {
-            if !engines.iter_mut().fold(false, |any, engine| engine.progress() || any) { break; }
+            let did: Vec<bool> = engines.iter_mut().map(Engine::progress).collect();
+            if !did.contains(&true) { break; }
         }
         for (rank, operation) in sends {
             prop_assert_eq!(engines[rank as usize].take_outcome(operation), Some(Ok(None)));

@@ -11,32 +11,20 @@ use crate::transport::Header;
 
 /// Bytes that may wait for a peer. One packet always fits.
 pub(super) const ROOM: usize = 2 * MOST;
-/// A payload up to this long may wait behind others. A longer one stays with its message, rather than be copied.
-const SMALL: usize = 4096;
 /// What is kept for a peer that nothing waits for.
 const KEEP: usize = 16 * 1024;
 
-/// What waits to be sent.
+/// What did not go out of the last packet.
 #[derive(Default)]
-pub(super) struct Outbox {
+struct Outbox {
     bytes: Vec<u8>,
     /// How many of them are gone.
     gone: usize,
 }
 
 impl Outbox {
-    pub(super) fn is_empty(&self) -> bool {
+    fn is_empty(&self) -> bool {
         self.gone == self.bytes.len()
-    }
-
-    /// Takes a packet; whether there was room.
-    pub(super) fn add(&mut self, header: &Header, payload: &[u8]) -> bool {
-        let waiting = self.bytes.len() - self.gone;
-        let fits = waiting == 0 || (payload.len() <= SMALL && waiting + HEAD + payload.len() <= ROOM);
-        if fits {
-            self.push(&packet::head(header, payload.len()), payload);
-        }
-        fits
     }
 
     fn push(&mut self, head: &[u8], payload: &[u8]) {
@@ -80,8 +68,8 @@ pub(super) enum Found {
 }
 
 impl Connection {
-    pub(super) fn new(socket: OwnedFd, outbox: Outbox) -> Self {
-        Self { socket, outbox, begun: Vec::new(), deaf: None, asks: false }
+    pub(super) fn new(socket: OwnedFd) -> Self {
+        Self { socket, outbox: Outbox::default(), begun: Vec::new(), deaf: None, asks: false }
     }
 
     /// Is there more to send?
@@ -91,11 +79,8 @@ impl Connection {
 
     /// Sends a packet at once where nothing waits, and keeps what of it did not go out. Whether there was room.
     pub(super) fn send(&mut self, header: &Header, payload: &[u8]) -> bool {
-        if self.deaf.is_some() {
+        if self.deaf.is_some() || self.is_waiting() {
             return false;
-        }
-        if self.is_waiting() {
-            return self.outbox.add(header, payload);
         }
         let head = packet::head(header, payload.len());
         let gone = self.write(&[IoSlice::new(&head), IoSlice::new(payload)]);

@@ -12,7 +12,7 @@
 //! # What is not protected
 //! Packets carry no HMAC and are not encrypted, as in every MPI; the exchange's frames are authentic. SHA-256 of every byte, on
 //! both ends, would cost more than the kernel's copies do. So who can change what is on the wire between two nodes (not merely
-//! send there: TCP's sequence numbers are for that) can change messages. docs/decisions/012-messages-over-tcp.md
+//! send there: TCP's sequence numbers are for that) can change messages. docs/decisions/014-messages-over-tcp.md
 //!
 //! # What waits for what
 //! Nothing here waits, except for dropping it, which takes a few seconds at most: it sends what was accepted. Handshakes
@@ -40,7 +40,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::transport::{Broken, Header, Transport};
 use call::Call;
-use connection::{Connection, Found, Outbox};
+use connection::{Connection, Found};
 use lookup::Lookup;
 use packet::MOST;
 pub(crate) use shared::Place;
@@ -134,7 +134,7 @@ pub(crate) struct Tcp {
 }
 
 enum Link {
-    Calling(Call, Outbox),
+    Calling(Call),
     Up(Connection),
     Broken(String),
 }
@@ -170,18 +170,14 @@ impl Tcp {
     }
 
     fn advance_call(&mut self, peer: u32, now: Instant) {
-        if let Some(Some(Link::Calling(call, _))) =
-            self.links.get_mut(peer as usize).map(Option::as_deref_mut)
-        {
+        if let Some(Some(Link::Calling(call))) = self.links.get_mut(peer as usize).map(Option::as_deref_mut) {
             let outcome = call.advance(&mut self.shared, now);
             self.take_call(peer, outcome);
         }
     }
 
     fn hear_call(&mut self, peer: u32, attempt: u16, now: Instant) {
-        if let Some(Some(Link::Calling(call, _))) =
-            self.links.get_mut(peer as usize).map(Option::as_deref_mut)
-        {
+        if let Some(Some(Link::Calling(call))) = self.links.get_mut(peer as usize).map(Option::as_deref_mut) {
             let outcome = call.hear(attempt, &mut self.shared, now);
             self.take_call(peer, outcome);
         }
@@ -195,21 +191,16 @@ impl Tcp {
         }
     }
 
-    /// The connection to a peer stands. What waited for it goes out.
+    /// The connection to a peer stands.
     fn connect(&mut self, peer: u32, socket: OwnedFd) {
         self.calling.remove(&peer);
         let Some(link) = self.links.get_mut(peer as usize) else { return };
-        let outbox = match link.take().map(|link| *link) {
-            Some(Link::Calling(_, outbox)) => outbox,
-            _ => Outbox::default(),
-        };
         let mut event = Ear::Peer(peer).event(EpollFlags::EPOLLIN);
         if let Err(error) = self.shared.epoll.modify(&socket, &mut event) {
             return self.lose(peer, format!("its connection can't be watched: {}", error.desc()));
         }
-        *link = Some(Box::new(Link::Up(Connection::new(socket, outbox))));
+        *link = Some(Box::new(Link::Up(Connection::new(socket))));
         self.connected += 1;
-        self.flush(peer);
     }
 
     fn lose(&mut self, peer: u32, why: String) {
@@ -388,17 +379,16 @@ impl Transport for Tcp {
                 watch(&self.shared.epoll, peer, connection);
                 Ok(had_room)
             }
-            Some(Link::Calling(_, outbox)) => Ok(outbox.add(header, payload)),
+            // Taken when it can go out: a rank that has sent may be gone for long, and nothing moves then.
+            Some(Link::Calling(_)) => Ok(false),
             Some(Link::Broken(why)) => Err(Broken { peer, why: why.clone() }),
             None => {
-                let mut outbox = Outbox::default();
-                outbox.add(header, payload);
-                *link = Some(Box::new(Link::Calling(Call::new(peer), outbox)));
+                *link = Some(Box::new(Link::Calling(Call::new(peer))));
                 self.calling.insert(peer);
                 self.quiet = None;
                 // A failure is told by `poll`.
                 self.advance_call(peer, Instant::now());
-                Ok(true)
+                Ok(false)
             }
         }
     }
