@@ -159,32 +159,3 @@ fn a_job_that_is_suspended_as_a_whole_goes_on() {
 fn a_leader_that_does_not_read_for_a_while_is_not_lost() {
     pause(&[1], Duration::from_millis(1900));
 }
-
-/// From the last start of `init` to its last end, over 8 pretended nodes of 32 ranks.
-#[test]
-#[ignore = "a measurement"]
-fn how_long_meeting_takes() {
-    for counts in [vec![32; 8], vec![64; 8], vec![4; 8], vec![32; 1]] {
-        for _ in 0..5 {
-            let mut ranks = Ranks::start(&loopback(&counts), "meet");
-            std::thread::sleep(Duration::from_millis(1500));
-            ranks.open();
-            let lines: Vec<String> =
-                (0..ranks.processes.len()).map(|rank| ranks.line(rank, &["met"])).collect();
-            let number =
-                |line: &String, place: usize| line.split(' ').nth(place).unwrap().parse::<u64>().unwrap();
-            let [started, met, barrier] =
-                [0, 1, 2].map(|place| lines.iter().map(|line| number(line, place)).max().unwrap());
-            let first = lines.iter().map(|line| number(line, 0)).min().unwrap();
-            let ms = |from: u64, to: u64| Duration::from_nanos(to.saturating_sub(from));
-            println!(
-                "{} ranks on {} nodes: met {:?} after the last start (starts within {:?}), barrier {:?}",
-                lines.len(),
-                counts.len(),
-                ms(started, met),
-                ms(first, started),
-                ms(met, barrier)
-            );
-        }
-    }
-}
