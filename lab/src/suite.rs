@@ -16,8 +16,9 @@ use std::{
     time::Duration,
 };
 
-/// libpmix2 is what `srun --mpi=pmix` and its ranks load.
-const PACKAGES: &str = "slurmd,slurmctld,slurm-client,munge,util-linux,procps,iproute2,strace,rpm,libpmix2";
+/// libpmix-dev brings what `srun --mpi=pmix` and its ranks load: libpmix.so.2, and libpmix.so for Slurm 22.05.
+const PACKAGES: &str =
+    "slurmd,slurmctld,slurm-client,munge,util-linux,procps,iproute2,strace,rpm,libpmix-dev";
 /// What the tests run as. From 26.05 on Slurm holds a job of `sbatch --export=NONE` whose user can't log in.
 const LET_NOBODY_LOG_IN: &str = "chroot \"$1\" usermod --shell /bin/bash nobody";
 const ENTER: &str = include_str!("../suite/enter.sh");

@@ -1,7 +1,6 @@
 //! A job of many nodes: the state machines of all leaders, and what happens between them.
 
-use std::cmp::Ordering;
-use std::collections::BinaryHeap;
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -97,14 +96,6 @@ enum Event {
     },
 }
 
-/// An event that lies ahead. Those of one moment happen in the order in which they were planned.
-struct Planned {
-    time: u64,
-    number: u64,
-    node: u32,
-    event: Event,
-}
-
 /// One node.
 struct Leader {
     core: Core<Span>,
@@ -130,8 +121,8 @@ struct World<'a> {
     network: &'a Network,
     random: Rng,
     leaders: Vec<Leader>,
-    events: BinaryHeap<Planned>,
-    planned: u64,
+    /// What lies ahead, by time. Events of one moment happen in the order in which they were planned.
+    events: BTreeMap<u64, Vec<(u32, Event)>>,
 }
 
 /// Simulates the job until all ranks know everyone.
@@ -140,8 +131,10 @@ struct World<'a> {
 /// If a leader finds something wrong, or waits for ever.
 pub(super) fn run(job: &Job, network: &Network, seed: u64) -> Result<Vec<Node>> {
     let mut world = World::new(job, network, Rng::with_seed(seed));
-    while let Some(Planned { time, node, event, .. }) = world.events.pop() {
-        world.happen(time, node as usize, event)?;
+    while let Some((time, events)) = world.events.pop_first() {
+        for (node, event) in events {
+            world.happen(time, node as usize, event)?;
+        }
     }
     let last = world.leaders.iter().map(|leader| leader.start).max().unwrap_or(0);
     let nodes = world.leaders.into_iter().enumerate().map(|(number, leader)| {
@@ -175,7 +168,7 @@ impl<'a> World<'a> {
             }
         };
         let leaders: Vec<Leader> = (0..job.nodes).map(leader).collect();
-        let mut world = Self { job, network, random, leaders, events: BinaryHeap::new(), planned: 0 };
+        let mut world = Self { job, network, random, leaders, events: BTreeMap::new() };
         for node in 0..world.leaders.len() {
             world.plan(world.leaders[node].start, node, Event::Start);
         }
@@ -184,8 +177,7 @@ impl<'a> World<'a> {
 
     fn plan(&mut self, time: u64, node: usize, event: Event) {
         let node = u32::try_from(node).unwrap_or(u32::MAX);
-        self.events.push(Planned { time, number: self.planned, node, event });
-        self.planned += 1;
+        self.events.entry(time).or_default().push((node, event));
     }
 
     /// A node's thread does something that takes so long. Gives when that is done.
@@ -400,27 +392,6 @@ fn of_bytes(bytes: u64, each: f64) -> u64 {
     let time = (bytes as f64 * each) as u64;
     time
 }
-
-// The heap gives the greatest first: that is the earliest.
-impl Ord for Planned {
-    fn cmp(&self, other: &Self) -> Ordering {
-        (other.time, other.number).cmp(&(self.time, self.number))
-    }
-}
-
-impl PartialOrd for Planned {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl PartialEq for Planned {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other).is_eq()
-    }
-}
-
-impl Eq for Planned {}
 
 #[cfg(test)]
 mod tests {

@@ -157,8 +157,14 @@ impl Bootstrap {
             counters: Counters::default(),
         };
         let first = hello.as_ref().map_or(&[][..], |hello| hello);
-        if let Some(joined) = ranks.collective(Operation::AllGather, first, &mine, options.join)? {
-            ranks.joined = joined;
+        match ranks.collective(Operation::AllGather, first, &mine, options.join) {
+            Ok(Some(joined)) => ranks.joined = joined,
+            Ok(None) => {}
+            Err(error) => {
+                // A leader stays for a while, for neighbours that come late. Its rank need not wait for that.
+                ranks.leader = None;
+                return Err(error);
+            }
         }
         ranks.check_places()?;
         Ok(ranks)

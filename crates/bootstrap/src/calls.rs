@@ -129,6 +129,11 @@ impl Search {
         std::mem::take(&mut self.live).into_keys().collect()
     }
 
+    /// Whoever was found has hung up.
+    pub(crate) fn again(&mut self, now: Duration) {
+        self.state = State::Pausing(now + PAUSE[0]);
+    }
+
     /// What was tried, with the ports of each answer, so that 16 refused ports read as one.
     pub(crate) fn summary(&self) -> String {
         if self.addresses.is_empty() {

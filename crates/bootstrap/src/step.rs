@@ -126,7 +126,7 @@ pub(crate) fn wrong(variable: &'static str, value: &str, expected: &str) -> Erro
     Error::Variable { variable, value: cut(value), expected: expected.to_owned() }
 }
 
-fn shown(name: &str, value: &str) -> String {
+pub(crate) fn shown(name: &str, value: &str) -> String {
     format!("{name}={}", cut(value))
 }
 

@@ -1,5 +1,7 @@
 //! What fuzz targets and soaks need of the inside. With the feature `testing` alone, and no part of the API.
 
+mod launchers;
+
 use std::io::{self, Read};
 use std::ops::RangeInclusive;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -16,6 +18,8 @@ use crate::message::{FromMember, ToMember};
 use crate::secret::Secret;
 use crate::stream::Stream;
 use crate::table::{self, Gathered};
+
+pub use launchers::{hear_pmi, hear_pmix, hear_variables};
 
 const STEP: Step = Step { job: 7, step: 0, size: 4, nodes: 4 };
 const NODE: u32 = 1;

@@ -21,7 +21,12 @@ fn rank() {
     let card = vec![7; 64];
     let options = Options { stopped: 2 * second, silence: 3 * second, card, ..Options::default() };
     let start = now();
-    let mut ranks = Bootstrap::init(&options).unwrap();
+    let joined = Bootstrap::init(&options);
+    if task == "stay" {
+        println!("\nerror {}", joined.map(|_| ()).unwrap_err());
+        return std::thread::sleep(Duration::from_secs(2));
+    }
+    let mut ranks = joined.unwrap();
     let met = now();
     assert!((0..ranks.size()).all(|rank| ranks.card_of(rank).unwrap().len() == 64));
     match task.as_str() {
@@ -86,6 +91,26 @@ fn the_death_of_any_rank_is_told_to_all() {
     }
 }
 
+/// Its node is not left to wait until the join's end.
+#[test]
+fn a_rank_that_starts_after_another_has_died_is_told_of_it() {
+    let mut ranks = Ranks::start(&loopback(&[2, 1]), "stay");
+    for rank in [0, 1] {
+        // One after the other: the first leads, and lives.
+        ranks.processes[rank].close();
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    ranks.signal(1, Signal::SIGKILL);
+    let told = ranks.line(0, &["error"]);
+    assert!(told.starts_with("rank 1 (127.0.0.1) is lost"), "{told}");
+    std::thread::sleep(Duration::from_millis(200));
+    ranks.processes[2].close();
+    let start = Instant::now();
+    let told = ranks.line(2, &["error"]);
+    assert!(told.starts_with("rank 1 (127.0.0.1) is lost"), "{told}");
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+}
+
 /// Only those who are waited for: whoever computes may be stopped. Here even ranks wait in a barrier for the odd ones.
 #[test]
 fn a_stopped_rank_that_others_wait_for_is_named() {
@@ -133,33 +158,4 @@ fn a_job_that_is_suspended_as_a_whole_goes_on() {
 #[test]
 fn a_leader_that_does_not_read_for_a_while_is_not_lost() {
     pause(&[1], Duration::from_millis(1900));
-}
-
-/// From the last start of `init` to its last end, over 8 pretended nodes of 32 ranks.
-#[test]
-#[ignore = "a measurement"]
-fn how_long_meeting_takes() {
-    for counts in [vec![32; 8], vec![64; 8], vec![4; 8], vec![32; 1]] {
-        for _ in 0..5 {
-            let mut ranks = Ranks::start(&loopback(&counts), "meet");
-            std::thread::sleep(Duration::from_millis(1500));
-            ranks.open();
-            let lines: Vec<String> =
-                (0..ranks.processes.len()).map(|rank| ranks.line(rank, &["met"])).collect();
-            let number =
-                |line: &String, place: usize| line.split(' ').nth(place).unwrap().parse::<u64>().unwrap();
-            let [started, met, barrier] =
-                [0, 1, 2].map(|place| lines.iter().map(|line| number(line, place)).max().unwrap());
-            let first = lines.iter().map(|line| number(line, 0)).min().unwrap();
-            let ms = |from: u64, to: u64| Duration::from_nanos(to.saturating_sub(from));
-            println!(
-                "{} ranks on {} nodes: met {:?} after the last start (starts within {:?}), barrier {:?}",
-                lines.len(),
-                counts.len(),
-                ms(started, met),
-                ms(first, started),
-                ms(met, barrier)
-            );
-        }
-    }
 }

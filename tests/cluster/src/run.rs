@@ -129,6 +129,8 @@ impl Program {
             line.push("bash".to_owned());
         }
         line.extend(["timeout".to_owned(), self.limit.as_secs().to_string()]);
+        // Where timeout is killed, as when this program is, it can't end what it started.
+        line.extend(["setpriv", "--pdeathsig", "KILL", "--"].map(str::to_owned));
         line.extend(self.arguments);
         let child = Command::new(&line[0])
             .args(&line[1..])

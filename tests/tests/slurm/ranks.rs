@@ -23,6 +23,9 @@ pub(crate) const TESTS: &[(&str, Test)] = &[
     ("ranks_without_any_secret_are_told_the_ways_out", no_secret),
 ];
 
+/// A rank and its node.
+type Placed<'a> = (u32, &'a str);
+
 /// Both nodes are this machine, whatever their names are.
 const ADDRESSES: &str = "n[1-2]=127.0.0.1";
 
@@ -55,27 +58,27 @@ fn meet(cluster: &Cluster, options: &[&str]) -> Result<()> {
 
 /// Ranks on both nodes, which nobody's name service knows.
 fn on_both<'a>(words: impl IntoIterator<Item = &'a str>) -> Program {
-    srun(["-p", BOTH, "-N2"].into_iter().chain(words)).env("ROCE_NODE_ADDRS", ADDRESSES)
+    srun(["-p", BOTH].into_iter().chain(words)).env("ROCE_NODE_ADDRS", ADDRESSES)
 }
 
 /// The ranks that the program starts with these words before their own meet, each on its node.
-fn meets(cluster: &Cluster, program: Program, before: &[&str], expected: &[(u32, &str)]) -> Result<()> {
+fn meets(cluster: &Cluster, program: Program, before: &[&str], expected: &[Placed<'_>]) -> Result<()> {
     let this = this_program(cluster)?;
     let words = ["--overcommit"].iter().chain(before).copied().chain([this.as_str(), "be-a-rank"]);
     all_met(&program.args(words).run(cluster)?.succeeded()?, expected)?;
     cluster.expect_both_idle()
 }
 
-fn all_met(ran: &Ran, expected: &[(u32, &str)]) -> Result<()> {
+fn all_met(ran: &Ran, expected: &[Placed<'_>]) -> Result<()> {
     let met: BTreeSet<&str> = ran.stdout.lines().collect();
     let all: Vec<u32> = expected.iter().map(|(rank, _)| *rank).collect();
-    let line = |(rank, node): &(u32, &str)| format!("rank {rank} met {all:?} on {node}, secret left: false");
+    let line = |(rank, node): &Placed<'_>| format!("rank {rank} met {all:?} on {node}, secret left: false");
     let expected: Vec<String> = expected.iter().map(line).collect();
     ensure!(met == expected.iter().map(String::as_str).collect(), "{ran}");
     Ok(())
 }
 
-const FOUR: [(u32, &str); 4] = [(0, "n1"), (1, "n1"), (2, "n2"), (3, "n2")];
+const FOUR: [Placed<'_>; 4] = [(0, "n1"), (1, "n1"), (2, "n2"), (3, "n2")];
 
 fn with_plugin(cluster: &Cluster) -> Result<()> {
     let tree = sysfs::two_nics(cluster, "two-nics")?;
@@ -96,7 +99,7 @@ fn with_plugin(cluster: &Cluster) -> Result<()> {
 fn pmi2(cluster: &Cluster) -> Result<()> {
     cluster.without_plugins()?;
     meet(cluster, &["--mpi=pmi2"])?;
-    meets(cluster, on_both(["-n4", "--distribution=block", "--mpi=pmi2"]), &[], &FOUR)
+    meets(cluster, on_both(["-N2", "-n4", "--distribution=block", "--mpi=pmi2"]), &[], &FOUR)
 }
 
 fn munge_socket(cluster: &Cluster) -> String {
@@ -105,7 +108,7 @@ fn munge_socket(cluster: &Cluster) -> String {
 
 fn munge(cluster: &Cluster) -> Result<()> {
     cluster.without_plugins()?;
-    let program = on_both(["-n4", "--distribution=block", "--mpi=none"]);
+    let program = on_both(["-N2", "-n4", "--distribution=block", "--mpi=none"]);
     meets(cluster, program.env("ROCE_MUNGE_SOCKET", &munge_socket(cluster)), &[], &FOUR)
 }
 
@@ -117,10 +120,13 @@ fn layouts(cluster: &Cluster) -> Result<()> {
     let hosts = hosts.display().to_string();
     let socket = munge_socket(cluster);
     for mpi in ["--mpi=none", "--mpi=pmi2"] {
-        let layouts: [(&[&str], &[(u32, &str)]); 4] = [
-            (&["-n3", "--distribution=block"], &[(0, "n1"), (1, "n1"), (2, "n2")]),
-            (&["-n2"], &[(0, "n1"), (1, "n2")]),
-            (&["-n5", "--distribution=cyclic"], &[(0, "n1"), (1, "n2"), (2, "n1"), (3, "n2"), (4, "n1")]),
+        let layouts: [(&[&str], &[Placed<'_>]); 4] = [
+            (&["-N2", "-n3", "--distribution=block"], &[(0, "n1"), (1, "n1"), (2, "n2")]),
+            (&["-N2", "-n2"], &[(0, "n1"), (1, "n2")]),
+            (
+                &["-N2", "-n5", "--distribution=cyclic"],
+                &[(0, "n1"), (1, "n2"), (2, "n1"), (3, "n2"), (4, "n1")],
+            ),
             (&["-n3", "--distribution=arbitrary"], &[(0, "n2"), (1, "n1"), (2, "n2")]),
         ];
         for (words, expected) in layouts {
@@ -141,7 +147,7 @@ fn seconds_apart(cluster: &Cluster) -> Result<()> {
     cluster.without_plugins()?;
     for late in ["0", "2", "3"] {
         let wait = format!("[ $SLURM_PROCID = {late} ] && sleep 2.5; exec \"$@\"");
-        let program = on_both(["-n4", "--distribution=block", "--mpi=none"]);
+        let program = on_both(["-N2", "-n4", "--distribution=block", "--mpi=none"]);
         let program = program.env("ROCE_MUNGE_SOCKET", &munge_socket(cluster));
         meets(cluster, program, &["sh", "-c", &wait, "sh"], &FOUR)?;
     }

@@ -53,7 +53,7 @@ pub enum Output<M = Vec<u8>, T = Vec<u8>> {
     Deliver {
         /// The collective's number.
         number: u64,
-        /// Its table ([`crate::table`]); none for a barrier.
+        /// Its table (`crate::table`); none for a barrier.
         table: Option<T>,
     },
     /// The fault that ended the exchange, to every local rank and all neighbours.

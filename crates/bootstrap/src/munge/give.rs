@@ -1,11 +1,11 @@
 //! The side that hands the secret out.
 
 use std::io::Write as _;
-use std::net::TcpListener;
+use std::net::{Shutdown, TcpListener};
 use std::ops::RangeInclusive;
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -28,8 +28,18 @@ const TROUBLE: Duration = Duration::from_millis(10);
 /// Nothing is read from callers, and nobody is waited for, so strangers cost a moment each and no memory: what they are
 /// given they can't open.
 pub(crate) struct Giver {
-    /// Closed, it ends the thread.
-    _end: UnixStream,
+    /// Shut, it ends the thread.
+    end: UnixStream,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Nobody is handed anything any more when this is over.
+impl Drop for Giver {
+    fn drop(&mut self) {
+        let _ = self.end.shutdown(Shutdown::Both);
+        // A panic there was printed there.
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
 }
 
 impl Giver {
@@ -47,7 +57,7 @@ impl Giver {
             format!("no port among {ports} is free to hand it out at: {error}")
         })?;
         let (end, ended) = UnixStream::pair().map_err(|error| error.to_string())?;
-        thread::Builder::new()
+        let thread = thread::Builder::new()
             .name("roce-munge".to_owned())
             .spawn(move || {
                 // Signals are the program's business: its own threads take them.
@@ -55,7 +65,7 @@ impl Giver {
                 give(&munge, &payload, credential, &listener, &ended);
             })
             .map_err(|error| format!("no thread to hand it out in: {error}"))?;
-        Ok(Self { _end: end })
+        Ok(Self { end, thread: Some(thread) })
     }
 }
 

@@ -121,6 +121,11 @@ fn ask(
                         refused = Some(format!("{target}: refused"));
                         continue;
                     }
+                    // Perhaps only since the time is over.
+                    Err(error) if matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::WouldBlock) => {
+                        said.get_or_insert_with(|| format!("{target}: no answer"));
+                        continue;
+                    }
                     Err(error) => error.to_string(),
                 };
                 said = Some(format!("{target}: {reason}"));

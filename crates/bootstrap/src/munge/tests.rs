@@ -141,7 +141,7 @@ fn who_answers_with_anything_else_is_passed_by() {
     ];
     for (says, answer) in wrong {
         let listener = impostor(this, answer);
-        let error = fetched(&daemon, this, Duration::from_millis(400)).unwrap_err();
+        let error = fetched(&daemon, this, Duration::from_millis(600)).unwrap_err();
         assert!(error.contains(says), "{says}: {error}");
         // Nor does it keep the ranks from the true one.
         let secret = Secret::random().unwrap();
@@ -159,6 +159,7 @@ fn who_answers_with_anything_else_is_passed_by() {
 fn another_user_can_neither_open_nor_give() {
     let Some(daemon) = Daemon::start() else { return };
     if !geteuid().is_root() {
+        assert!(std::env::var_os("ROCE_REQUIRE").is_none(), "only root can be another user");
         println!("skipped: only root can be another user");
         return;
     }
@@ -184,7 +185,7 @@ fn another_user_can_neither_open_nor_give() {
     let forged = forged.stdout.trim_ascii_end().to_vec();
     assert!(forged.starts_with(b"MUNGE:"), "{forged:?}");
     let _listener = impostor(job, forged);
-    let error = fetched(&daemon, job, Duration::from_millis(400)).unwrap_err();
+    let error = fetched(&daemon, job, Duration::from_millis(600)).unwrap_err();
     assert!(error.ends_with("what it handed out is user 65534's, not user 0's"), "{error}");
     let _giver = Giver::start(daemon.munge(), &identity(0, job), &secret, &PORTS).unwrap();
     assert_eq!(fetched(&daemon, job, LIMIT).unwrap().bytes(), secret.bytes());

@@ -54,6 +54,17 @@ pub(crate) fn introduce(
     introduce_over(&mut *begin(Wire::open(pmi.clone(), deadline)?, pmi)?, pmi, identity, host)
 }
 
+/// The same over a socket that is at hand.
+#[cfg(feature = "testing")]
+pub(crate) fn introduce_by(
+    socket: std::os::unix::net::UnixStream,
+    pmi: &PmiVariables,
+    identity: Option<Identity>,
+    deadline: Instant,
+) -> Result<(Identity, Secret)> {
+    introduce_over(&mut *begin(Wire::new(socket, pmi.clone(), deadline), pmi)?, pmi, identity, "here")
+}
+
 fn introduce_over(
     session: &mut dyn Session,
     pmi: &PmiVariables,

@@ -1,7 +1,7 @@
 //! What the variables of a PMI launcher (`srun --mpi=pmi2`, `mpiexec.hydra`) tell.
 
 use crate::error::{Error, Result};
-use crate::step::{parse_number, rank_below_size, wrong};
+use crate::step::{parse_number, rank_below_size, shown, wrong};
 
 /// This process's rank.
 pub(crate) const RANK: &str = "PMI_RANK";
@@ -51,7 +51,7 @@ pub(crate) fn half_set(
 ) -> Error {
     Error::HalfSet {
         launcher: "a rank of a PMI launcher",
-        present: format!("{present}={}", variable(present).unwrap_or_default()),
+        present: shown(present, &variable(present).unwrap_or_default()),
         missing,
         advice: "start the program with mpiexec.hydra or srun --mpi=pmi2, or unset the PMI_ variables to run it alone",
     }

@@ -33,7 +33,7 @@ impl Wire {
         Ok(Self { stream: copy.into(), rest: Zeroizing::default(), pmi, deadline })
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, feature = "testing"))]
     pub(super) fn new(stream: UnixStream, pmi: PmiVariables, deadline: Instant) -> Self {
         Self { stream, rest: Zeroizing::default(), pmi, deadline }
     }

@@ -104,7 +104,7 @@ fn place(session: &Session, rank: u32, size: u32) -> Result<Identity, String> {
 
 /// From each node's ranks. Nodes are counted by their lowest rank, so that all ranks count alike, and rank 0 is on the
 /// first.
-fn arrange(mut nodes: Vec<(String, Vec<u32>)>, rank: u32, size: u32) -> Result<Identity, String> {
+pub(crate) fn arrange(mut nodes: Vec<(String, Vec<u32>)>, rank: u32, size: u32) -> Result<Identity, String> {
     nodes.retain(|(_, ranks)| !ranks.is_empty());
     for (_, ranks) in &mut nodes {
         ranks.sort_unstable();

@@ -1,7 +1,7 @@
 //! What the variables of a PMIx launcher (`mpirun` and `prterun` of Open MPI, `srun --mpi=pmix`) tell.
 
 use crate::error::{Error, Result};
-use crate::step::{contradiction, parse_number, rank_below_size};
+use crate::step::{contradiction, parse_number, rank_below_size, shown};
 
 /// This process's rank.
 pub(crate) const RANK: &str = "PMIX_RANK";
@@ -28,7 +28,7 @@ impl PmixVariables {
         let text = |missing: &'static str| {
             variable(missing).ok_or_else(|| Error::HalfSet {
                 launcher: "a rank of mpirun or another PMIx launcher",
-                present: format!("{present}={}", variable(present).unwrap_or_default()),
+                present: shown(present, &variable(present).unwrap_or_default()),
                 missing,
                 advice: "start the program with mpirun of Open MPI 3 or later, prterun or srun --mpi=pmix, or unset the \
                          PMIX_ and OMPI_ variables to run it alone",

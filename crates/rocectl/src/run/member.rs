@@ -54,7 +54,14 @@ impl Member {
             let (last_word, last_words) = mpsc::channel();
             if let Some(stderr) = stderr {
                 let is_last_word = move |line: &[u8]| is_host && line == super::hosts::LAST_WORD.as_bytes();
-                let keep = move |line: &[u8]| is_last_word(line) && last_word.send(()).is_ok();
+                let keep = move |line: &[u8]| {
+                    let keep = is_last_word(line);
+                    if keep {
+                        // Where it comes too late nobody listens; it is shown to nobody all the same.
+                        let _ = last_word.send(());
+                    }
+                    keep
+                };
                 reader(events, move || {
                     output::forward(stderr, &stderr_prefix, || io::stderr().lock(), keep)
                 })?;
