@@ -92,13 +92,6 @@ impl<R, M> Matching<R, M> {
         let place = receives.iter().position(|(_, receive)| is_it(receive))?;
         receives.remove(place).map(|(_, receive)| receive)
     }
-
-    /// Every waiting receive, for who has to tell them that nobody will come.
-    pub(crate) fn receives(&self) -> impl Iterator<Item = (Wanted, &R)> {
-        self.queues
-            .values()
-            .flat_map(|queues| queues.receives.iter().map(|(wanted, receive)| (*wanted, receive)))
-    }
 }
 
 #[cfg(test)]
@@ -142,7 +135,7 @@ mod tests {
             });
             match (steps[now], counterpart) {
                 (Step::Cancel(past), _) if past < now && matches!(steps[past], Step::Receive(..)) => {
-                    taken[past] = true
+                    taken[past] = true;
                 }
                 (Step::Receive(..), Some(past)) => pairs.push((now, past)),
                 (Step::Message(..), Some(past)) => pairs.push((past, now)),

@@ -5,8 +5,11 @@
 
 pub(crate) mod header;
 pub(crate) mod shared_memory;
+pub(crate) mod tcp;
+mod transports;
 
 pub(crate) use header::{Header, Kind};
+pub(crate) use transports::{Cards, Prepared, Transports};
 
 /// Why a peer can't be reached any more, in words that go behind "rank 3 (vm2): ".
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -16,8 +19,8 @@ pub(crate) struct Broken {
 }
 
 pub(crate) trait Transport {
-    /// The most bytes of payload in one packet.
-    fn most(&self) -> usize;
+    /// The most bytes of payload in one packet to this peer.
+    fn most(&self, peer: u32) -> usize;
 
     /// Sends a packet, or says that there is no room for it now. When it returns, the bytes have been copied.
     ///
@@ -30,4 +33,12 @@ pub(crate) trait Transport {
     /// # Errors
     /// If a peer can't be reached any more; what it sent before has been given.
     fn poll(&mut self, deliver: &mut impl FnMut(u32, &Header, &[u8])) -> Result<bool, Broken>;
+
+    /// Reads memory of a peer, all of `into` or nothing; `false` if that is not possible here, and the peer has to send it.
+    ///
+    /// # Errors
+    /// If the peer can't be reached any more.
+    fn fetch(&mut self, _peer: u32, _address: u64, _into: &mut [u8]) -> Result<bool, Broken> {
+        Ok(false)
+    }
 }

@@ -148,7 +148,7 @@ impl SharedMemory {
 }
 
 impl Transport for SharedMemory {
-    fn most(&self) -> usize {
+    fn most(&self, _: u32) -> usize {
         most(self.layout.payload)
     }
 

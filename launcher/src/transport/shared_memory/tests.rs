@@ -102,7 +102,7 @@ fn until<T>(mut step: impl FnMut() -> Option<T>) -> T {
 
 /// Sends `count` packets to each of `peers` while it receives as many from each, and checks all.
 fn exchange(transport: &mut SharedMemory, me: u32, peers: &[u32], count: u32) {
-    let most = transport.most();
+    let most = transport.most(0);
     let mut sent = vec![0; peers.len()];
     let mut received = vec![0; peers.len()];
     until(|| {
@@ -351,7 +351,7 @@ fn round_trips(transport: &mut SharedMemory, bytes: &[u8], rounds: u32) -> f64 {
 #[ignore = "measures"]
 fn latency() {
     let (mut transport, mut rank) = pair("echo");
-    for size in [0, 8, 32, 64, 256, 1024, 4096, transport.most()] {
+    for size in [0, 8, 32, 64, 256, 1024, 4096, transport.most(8)] {
         let payload = vec![1; size];
         let mut measure = || {
             let ours = round_trips(&mut transport, &payload, 20_000);
