@@ -23,28 +23,31 @@ use memmap2::MmapRaw;
 use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use super::ring::{LINE, Place, Reader, Writer};
+use super::ring::{LINE, LINES, Place, Reader, Writer};
 
 const TOKEN: usize = 0;
 const CONNECTED: usize = 64;
 const BITS: usize = 128;
+/// A ring's lines; long payloads come behind them.
+const RING: usize = LINES as usize * LINE;
 
 /// Where things are in an inbox.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Layout {
     ranks: usize,
-    /// In every ring.
-    pub(super) lines: u32,
+    /// Room for long payloads in every ring.
+    pub(super) payload: u32,
 }
 
 impl Layout {
-    /// For a node with so many ranks of this job. A ring has 32 KiB, or less if the inbox had more than 2 MiB otherwise.
+    /// For a node with so many ranks of this job. Long payloads have 32 KiB from each rank, or less where all would be more
+    /// than 2 MiB.
     pub(super) const fn new(ranks: usize) -> Self {
-        let mut lines: u32 = 512;
-        while lines > 64 && ranks * lines as usize * LINE > 2 << 20 {
-            lines /= 2;
+        let mut payload: u32 = 32 << 10;
+        while payload > 4 << 10 && ranks * payload as usize > 2 << 20 {
+            payload /= 2;
         }
-        Self { ranks, lines }
+        Self { ranks, payload }
     }
 
     const fn taken(self, rank: usize) -> usize {
@@ -52,7 +55,7 @@ impl Layout {
     }
 
     const fn ring(self, rank: usize) -> usize {
-        self.taken(self.ranks).next_multiple_of(4096) + rank * self.lines as usize * LINE
+        self.taken(self.ranks).next_multiple_of(4096) + rank * (RING + self.payload as usize)
     }
 
     const fn bytes(self) -> usize {
@@ -101,7 +104,8 @@ impl Memory {
     fn ring(&self, rank: usize) -> Place {
         assert!(rank < self.layout.ranks);
         let taken = self.at(self.layout.taken(rank)).cast::<AtomicU32>();
-        Place { lines: self.at(self.layout.ring(rank)), count: self.layout.lines, taken }
+        let ring = self.layout.ring(rank);
+        Place { lines: self.at(ring), payload: self.at(ring + RING), bytes: self.layout.payload, taken }
     }
 }
 

@@ -73,7 +73,7 @@ impl SharedMemory {
         let inbox = Inbox::new(layout, *token)
             .map_err(|error| format!("no memory to share with other ranks: {error}"))?;
         let peers = ranks.iter().map(|_| None).collect();
-        let packet = vec![0; most(layout.lines)].into();
+        let packet = vec![0; most(layout.payload)].into();
         Ok(Self { ranks, place, layout, peers, last: 0, packet, inbox, token })
     }
 
@@ -149,7 +149,7 @@ impl SharedMemory {
 
 impl Transport for SharedMemory {
     fn most(&self, _: u32) -> usize {
-        most(self.layout.lines)
+        most(self.layout.payload)
     }
 
     #[inline]

@@ -1,12 +1,12 @@
 //! Packets from one process to another through memory that both have mapped.
 //!
-//! A ring is a power of two of cache lines. A packet takes one line or several in a row: in the first its stamp, its header
-//! and the first 32 bytes of its payload, then the rest of the payload. The stamp says where in the ring's history the packet
-//! is, and its length; storing it publishes the packet. So a small packet moves one cache line from core to core, and who
-//! waits for it looks at that line only. How far the reader has come, it tells seldom, in a line of its own.
+//! A ring is 64 cache lines, one for each packet: its stamp, its header, and its payload if that has at most 32 bytes. A longer
+//! payload is in a second ring beside it, of bytes. The stamp says where in the ring's history the packet is, and its length;
+//! storing it publishes the packet. So a small packet moves one cache line from core to core, and who waits for it looks at
+//! that line only. How far the reader has come, it tells seldom, in a line of its own.
 //!
-//! The bytes of a long payload lie where stamps have been and will be. They could look like the stamp for which the reader
-//! waits. So the writer clears the stamp of the line behind a packet before it publishes the packet, if payload was there.
+//! The lines are few, so that they stay in a core's first cache: with 512 of them a small packet took a fifth longer. Payload
+//! is never where stamps are, so nothing that a program sends can look like one.
 //!
 //! The other process is believed nothing that could lead outside of the ring: a reader checks every length, a writer how
 //! far the reader says that it has come.
@@ -28,17 +28,23 @@ const VALID: u32 = 1 << 31;
 
 const _: () = assert!(PAYLOAD == 32 && HEADER.is_multiple_of(align_of::<Header>()));
 
-/// The most bytes of payload in one packet, so that four of them fit into a ring of so many lines.
-pub(super) const fn most(lines: u32) -> usize {
-    (lines as usize / 4 - 1) * LINE - PAYLOAD
+/// Lines of a ring.
+pub(super) const LINES: u32 = 64;
+
+/// The most bytes of payload in one packet, so that four of them fit into a ring of so many bytes.
+pub(super) const fn most(bytes: u32) -> usize {
+    bytes as usize / 4
 }
 
 /// Where a ring is.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place {
+    /// [`LINES`] of them.
     pub(super) lines: *mut u8,
-    /// A power of two, at least 8.
-    pub(super) count: u32,
+    /// Where long payloads are.
+    pub(super) payload: *mut u8,
+    /// Room for long payloads: a power of two, at least 256.
+    pub(super) bytes: u32,
     /// The position up to which the reader has taken everything.
     pub(super) taken: *const AtomicU32,
 }
@@ -53,24 +59,27 @@ pub(super) enum Garbage {
 }
 
 impl Place {
+    /// The line at a position.
+    fn line(&self, position: u32) -> *mut u8 {
+        // SAFETY: by the promise given to `Writer::new` or `Reader::new` there are `LINES` lines.
+        unsafe { self.lines.add((position % LINES) as usize * LINE) }
+    }
+
     fn stamp(&self, position: u32) -> &AtomicU64 {
-        // SAFETY: by the promise given to `Writer::new` or `Reader::new` there are `count` lines at `lines`, aligned to 64
-        // bytes, and `offset` is the start of one of them. The eight bytes there are accessed otherwise only as payload, which
-        // happens before or after all atomic accesses to them: see `Writer::try_push`.
-        unsafe { &*self.lines.add(self.offset(position)).cast::<AtomicU64>() }
+        // SAFETY: a line is there, aligned, as long as `self` is used by an end; its first eight bytes are accessed as an
+        // atomic word only.
+        unsafe { &*self.line(position).cast::<AtomicU64>() }
     }
 
     fn taken(&self) -> &AtomicU32 {
-        // SAFETY: by the promise given to `Writer::new` or `Reader::new`; it's never accessed otherwise.
+        // SAFETY: by the promise given to `Writer::new` or `Reader::new`; it's accessed as an atomic word only.
         unsafe { &*self.taken }
     }
 
-    const fn offset(&self, position: u32) -> usize {
-        (position & (self.count - 1)) as usize * LINE
-    }
-
-    const fn bytes(&self) -> usize {
-        self.count as usize * LINE
+    /// Where a payload begins, and how much of it is there; the rest is at the start.
+    fn split(&self, begin: u32, length: usize) -> (usize, usize) {
+        let begin = (begin & (self.bytes - 1)) as usize;
+        (begin, length.min(self.bytes as usize - begin))
     }
 }
 
@@ -79,101 +88,106 @@ const fn stamp(position: u32, length: u32) -> u64 {
     ((length | VALID) as u64) << 32 | position as u64
 }
 
-/// How many lines a packet takes.
-const fn lines(length: usize) -> u32 {
-    (PAYLOAD + length).div_ceil(LINE) as u32
+/// How many bytes a payload takes beside the lines: whole lines, so that nobody writes where another reads.
+const fn beside(length: usize) -> u32 {
+    if length <= SMALL { 0 } else { length.next_multiple_of(LINE) as u32 }
 }
 
-/// Positions count lines from the ring's start on, and wrap.
+/// Positions count lines, or bytes of long payloads, from the ring's start on. They wrap.
 #[derive(Debug)]
 pub(super) struct Writer {
     place: Place,
-    /// Where the next packet begins.
+    /// The next packet's line.
     position: u32,
-    /// What the reader last told.
+    /// The next long payload's place.
+    payload: u32,
+    /// What the reader last told, in lines, and how far in long payloads that is.
     taken: u32,
-    /// Lines where payload has been since they last had a stamp.
-    covered: Box<[bool]>,
+    payload_taken: u32,
+    /// For each line, where the long payloads up to its packet end.
+    ends: [u32; LINES as usize],
 }
 
 impl Writer {
     /// A ring's writer.
     ///
     /// # Safety
-    /// `count` lines, aligned to 64 bytes, and the word `taken` must stay mapped as long as the writer is used, be zero at
-    /// the start, and be accessed by this writer and one [`Reader`] only.
+    /// The lines and the room for payload, both aligned to 64 bytes, and the word `taken` must stay mapped as long as the
+    /// writer is used, be zero at the start, and be accessed by this writer and one [`Reader`] only.
     pub(super) unsafe fn new(place: Place) -> Self {
-        Self { place, position: 0, taken: 0, covered: vec![false; place.count as usize].into() }
+        Self { place, position: 0, payload: 0, taken: 0, payload_taken: 0, ends: [0; LINES as usize] }
     }
 
-    /// As if so many lines had gone through the ring.
+    /// As if so many lines and bytes had gone through the ring.
     #[cfg(test)]
-    fn from(self, position: u32) -> Self {
+    fn from(self, position: u32, payload: u32) -> Self {
         self.place.taken().store(position, Ordering::Relaxed);
-        Self { position, taken: position, ..self }
+        Self { position, taken: position, payload, payload_taken: payload, ..self }
     }
 
     /// Writes a packet if there is room. The payload must be no longer than [`most`].
     #[inline]
     pub(super) fn try_push(&mut self, header: &Header, payload: &[u8]) -> Result<bool, Garbage> {
         let place = self.place;
-        assert!(payload.len() <= most(place.count), "a packet of {} bytes", payload.len());
-        let end = self.position.wrapping_add(lines(payload.len()));
-        // The line at the end must be free too: its stamp is perhaps cleared.
-        if end.wrapping_sub(self.taken) >= place.count && !self.room(end)? {
+        assert!(payload.len() <= most(place.bytes), "a packet of {} bytes", payload.len());
+        let end = self.payload.wrapping_add(beside(payload.len()));
+        if !self.fits(end) && !self.room(end)? {
             return Ok(false);
         }
-        let start = place.offset(self.position);
-        // SAFETY: the lines from `start` on have been given back by the reader, whose reads of them happened before that
-        // (release by the reader, acquire in `room`), or were never used. It will not touch them but for the first one's stamp
-        // before that is stored below. They are within the ring: `end` is at most `count` behind what was taken, and
-        // where they pass the ring's end they go on at its start. A peer that breaks the rules can garble the packet only.
+        let line = place.line(self.position);
+        // SAFETY: the line, and the room for payload up to `end`, have been given back by the reader, whose reads of them
+        // happened before that (release by the reader, acquire in `room`), or were never used. It will not touch them, but for
+        // the line's stamp, before that is stored below. All is within the ring: `split` never leads behind its end, and
+        // a payload is at most a quarter of it. A peer that breaks the rules can garble the packet only.
         unsafe {
-            place.lines.add(start + HEADER).cast::<Header>().write(*header);
-            let to = place.lines.add(start + PAYLOAD);
+            line.add(HEADER).cast::<Header>().write(*header);
             if payload.len() <= SMALL {
-                ptr::copy_nonoverlapping(payload.as_ptr(), to, payload.len());
+                ptr::copy_nonoverlapping(payload.as_ptr(), line.add(PAYLOAD), payload.len());
             } else {
-                let first = payload.len().min(place.bytes() - start - PAYLOAD);
-                ptr::copy_nonoverlapping(payload.as_ptr(), to, first);
-                ptr::copy_nonoverlapping(payload.as_ptr().add(first), place.lines, payload.len() - first);
+                let (begin, first) = place.split(self.payload, payload.len());
+                ptr::copy_nonoverlapping(payload.as_ptr(), place.payload.add(begin), first);
+                ptr::copy_nonoverlapping(payload.as_ptr().add(first), place.payload, payload.len() - first);
             }
         }
-        let mut line = self.position.wrapping_add(1);
-        while line != end {
-            self.covered[(line & (place.count - 1)) as usize] = true;
-            line = line.wrapping_add(1);
-        }
-        let behind = &mut self.covered[(end & (place.count - 1)) as usize];
-        if *behind {
-            *behind = false;
-            place.stamp(end).store(0, Ordering::Relaxed);
-        }
         place.stamp(self.position).store(stamp(self.position, payload.len() as u32), Ordering::Release);
-        self.position = end;
+        self.ends[(self.position % LINES) as usize] = end;
+        self.position = self.position.wrapping_add(1);
+        self.payload = end;
         Ok(true)
     }
 
-    /// Looks how far the reader has come, and whether that makes room up to the line at `end`.
+    /// Whether there is a free line, and room for payload up to `end`.
+    fn fits(&self, end: u32) -> bool {
+        self.position.wrapping_sub(self.taken) < LINES
+            && end.wrapping_sub(self.payload_taken) <= self.place.bytes
+    }
+
+    /// Looks how far the reader has come, and whether that is enough.
     #[cold]
     fn room(&mut self, end: u32) -> Result<bool, Garbage> {
-        let taken = self.place.taken().load(Ordering::Acquire);
-        let (taken_since, written) = (taken.wrapping_sub(self.taken), self.position.wrapping_sub(self.taken));
-        if taken_since > written {
-            return Err(Garbage::Taken { taken: taken_since, written });
+        let told = self.place.taken().load(Ordering::Acquire);
+        let (taken, written) = (told.wrapping_sub(self.taken), self.position.wrapping_sub(self.taken));
+        if taken > written {
+            return Err(Garbage::Taken { taken, written });
         }
-        self.taken = taken;
-        Ok(end.wrapping_sub(taken) < self.place.count)
+        if taken > 0 {
+            self.taken = told;
+            self.payload_taken = self.ends[(told.wrapping_sub(1) % LINES) as usize];
+        }
+        Ok(self.fits(end))
     }
 }
 
 #[derive(Debug)]
 pub(super) struct Reader {
     place: Place,
-    /// Where the next packet begins.
+    /// The next packet's line.
     position: u32,
-    /// What the writer was last told.
+    /// The next long payload's place.
+    payload: u32,
+    /// What the writer was last told, in lines, and how far in long payloads that is.
     told: u32,
+    payload_told: u32,
 }
 
 impl Reader {
@@ -182,13 +196,13 @@ impl Reader {
     /// # Safety
     /// As for [`Writer::new`], with one writer.
     pub(super) unsafe fn new(place: Place) -> Self {
-        Self { place, position: 0, told: 0 }
+        Self { place, position: 0, payload: 0, told: 0, payload_told: 0 }
     }
 
-    /// As if so many lines had gone through the ring.
+    /// As if so many lines and bytes had gone through the ring.
     #[cfg(test)]
-    fn from(self, position: u32) -> Self {
-        Self { position, told: position, ..self }
+    fn from(self, position: u32, payload: u32) -> Self {
+        Self { position, told: position, payload, payload_told: payload, ..self }
     }
 
     /// Takes a packet if there is one, and copies its payload to the start of `buffer`, which must have room for at least
@@ -202,31 +216,33 @@ impl Reader {
             return Ok(None);
         }
         let length = (length & !VALID) as usize;
-        let most = most(place.count);
+        let most = most(place.bytes);
         if length > most {
             return Err(Garbage::Length(length));
         }
         assert!(buffer.len() >= most, "a buffer of {} bytes", buffer.len());
-        let start = place.offset(self.position);
-        // SAFETY: the packet's lines are within the ring, as its length is at most `most`; the copy goes on at the ring's start
-        // where it comes to the end. The writer's stores to them happened before that of the stamp, and it writes to them
+        let line = place.line(self.position);
+        // SAFETY: `split` never leads behind the ring's end, and the length is at most a quarter of it and no more than the
+        // buffer has. The writer's stores to the line and the payload happened before that of the stamp, and it writes there
         // again only after they have been given back. A peer that breaks the rules can garble the bytes only, which are
         // copied and nothing but bytes: any are valid in `Header` and in the buffer.
         let header = unsafe {
-            let from = place.lines.add(start + PAYLOAD);
             if length <= SMALL {
                 // Always all of it: a copy of known length is two instructions.
-                ptr::copy_nonoverlapping(from, buffer.as_mut_ptr(), SMALL);
+                ptr::copy_nonoverlapping(line.add(PAYLOAD), buffer.as_mut_ptr(), SMALL);
             } else {
-                let first = length.min(place.bytes() - start - PAYLOAD);
-                ptr::copy_nonoverlapping(from, buffer.as_mut_ptr(), first);
-                ptr::copy_nonoverlapping(place.lines, buffer.as_mut_ptr().add(first), length - first);
+                let (begin, first) = place.split(self.payload, length);
+                ptr::copy_nonoverlapping(place.payload.add(begin), buffer.as_mut_ptr(), first);
+                ptr::copy_nonoverlapping(place.payload, buffer.as_mut_ptr().add(first), length - first);
             }
-            place.lines.add(start + HEADER).cast::<Header>().read()
+            line.add(HEADER).cast::<Header>().read()
         };
-        self.position = self.position.wrapping_add(lines(length));
-        if self.position.wrapping_sub(self.told) >= place.count / 4 {
-            self.told = self.position;
+        self.position = self.position.wrapping_add(1);
+        self.payload = self.payload.wrapping_add(beside(length));
+        if self.position.wrapping_sub(self.told) >= LINES / 4
+            || self.payload.wrapping_sub(self.payload_told) >= place.bytes / 4
+        {
+            (self.told, self.payload_told) = (self.position, self.payload);
             place.taken().store(self.position, Ordering::Release);
         }
         Ok(Some((header, length)))

@@ -162,13 +162,20 @@ fn rank() {
             next();
         }
         "echo" => loop {
-            let mut back = None;
-            transport.poll(&mut |_, header, payload| back = Some((*header, payload.to_vec()))).unwrap();
-            if let Some((header, payload)) = back {
-                assert!(transport.try_send(ranks[0], &header, &payload).unwrap());
-                if header.operation == u32::MAX {
-                    return;
-                }
+            let (mut back, mut copy) = (None, [0; 1 << 13]);
+            while back.is_none() {
+                transport
+                    .poll(&mut |_, header, payload| {
+                        copy[..payload.len()].copy_from_slice(payload);
+                        back = Some((*header, payload.len()));
+                    })
+                    .unwrap();
+            }
+            let (header, length) = back.unwrap();
+            assert!(transport.try_send(ranks[0], &header, &copy[..length]).unwrap());
+            if header.operation == u32::MAX {
+                // Nothing that spins, while the other side measures something else.
+                next();
             }
         },
         other => panic!("{other}"),
@@ -202,7 +209,7 @@ fn every_rank_sends_to_every_other_and_itself() {
 fn what_a_dead_rank_sent_still_comes_and_nobody_waits_for_it() {
     let (mut transport, mut rank) = pair("flood");
     let sent: u32 = rank.told("sent").parse().unwrap();
-    assert!(sent > 100);
+    assert_eq!(sent, 64);
     rank.kill();
     let mut received = 0;
     while transport
@@ -214,7 +221,7 @@ fn what_a_dead_rank_sent_still_comes_and_nobody_waits_for_it() {
     {}
     assert_eq!(received, sent);
     let sent = (0..10_000).take_while(|number| transport.try_send(8, &header(*number), &[]).unwrap()).count();
-    assert!((100..1000).contains(&sent), "{sent}");
+    assert_eq!(sent, 64);
 }
 
 #[test]
@@ -284,10 +291,10 @@ fn a_ring_that_holds_nonsense_is_left_and_the_others_go_on() {
 
 #[test]
 fn inboxes_of_many_ranks_stay_small() {
-    assert_eq!(Layout::new(2).lines, 512);
-    assert_eq!(Layout::new(64).lines, 512);
-    assert_eq!(Layout::new(256).lines, 128);
-    assert_eq!(Layout::new(4096).lines, 64);
+    assert_eq!(Layout::new(2).payload, 32 << 10);
+    assert_eq!(Layout::new(64).payload, 32 << 10);
+    assert_eq!(Layout::new(256).payload, 8 << 10);
+    assert_eq!(Layout::new(4096).payload, 4 << 10);
     // Places of which each lies in another word of the bits.
     let ranks: Vec<u32> = (100..300).collect();
     let mut first = SharedMemory::new(100, ranks.clone()).unwrap();
@@ -343,14 +350,25 @@ fn round_trips(transport: &mut SharedMemory, bytes: &[u8], rounds: u32) -> f64 {
 #[test]
 #[ignore = "measures"]
 fn latency() {
-    let (mut transport, _rank) = pair("echo");
-    for size in [0, 8, 32, 64, 256, 1024, 4096, transport.most(0)] {
+    let (mut transport, mut rank) = pair("echo");
+    for size in [0, 8, 32, 64, 256, 1024, 4096, transport.most(8)] {
         let payload = vec![1; size];
-        let mut pairs: Vec<(f64, f64)> =
-            (0..11).map(|_| (round_trips(&mut transport, &payload, 20_000), bare(20_000))).collect();
+        let mut measure = || {
+            let ours = round_trips(&mut transport, &payload, 20_000);
+            transport.try_send(8, &header(u32::MAX), &[]).unwrap();
+            until(|| transport.poll(&mut |_, _, _| ()).unwrap().then_some(()));
+            let bare = bare(20_000);
+            rank.say("go on");
+            (ours, bare)
+        };
+        let mut pairs: Vec<(f64, f64)> = (0..11).map(|_| measure()).collect();
         pairs.sort_by(|a, b| (a.0 / a.1).total_cmp(&(b.0 / b.1)));
         let (ours, bare) = pairs[pairs.len() / 2];
-        println!("{size:5} B: {ours:7.1} ns, a bare line {bare:5.1} ns: {:.2} times", ours / bare);
+        let (least, greatest) = (pairs[0], pairs[pairs.len() - 1]);
+        let (least, greatest) = (least.0 / least.1, greatest.0 / greatest.1);
+        println!(
+            "{size:5} B: {ours:7.1} ns, a bare line {bare:5.1} ns: {:.2} times ({least:.2} to {greatest:.2})",
+            ours / bare
+        );
     }
-    transport.try_send(8, &header(u32::MAX), &[]).unwrap();
 }
