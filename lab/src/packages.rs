@@ -65,7 +65,10 @@ pub const PACKAGES: &[Package] = &[
     test("strace", "what slurmstepd asks of the kernel, for the tests of what it must never do"),
     test("rdma-core", "libibverbs and its providers, which the launcher loads at run time"),
     test("mpich", "mpiexec.hydra, a launcher that speaks PMI-1 and PMI-2 to ranks"),
-    test("openmpi-bin", "mpirun, a launcher that speaks PMIx to ranks; it brings libpmix"),
+    test(
+        "openmpi-bin",
+        "mpirun, a launcher that speaks PMIx to ranks; it and its libpmix are peers of a benchmark",
+    ),
     test("libpmix-dev", "libpmix.so, by which name Slurm 22.05 loads PMIx for srun --mpi=pmix"),
     test("openssh-client", "ssh, by which rocectl run --hosts and mpirun reach other hosts"),
     test("openssh-server", "the hosts of the tests of rocectl run --hosts: an sshd of their own on loopback"),
@@ -81,11 +84,6 @@ pub const PACKAGES: &[Package] = &[
         name: "libpmi2-0-dev",
         need: Need::Bench,
         why: "Slurm's libpmi2, the peer of the bootstrap's benchmark; its library alone has other names in Debian 12 and 13",
-    },
-    Package {
-        name: "openmpi-bin",
-        need: Need::Bench,
-        why: "Open MPI and libpmix, peers of the bootstrap's benchmark",
     },
 ];
 

@@ -1,12 +1,11 @@
-//! Ranks as processes, on several pretended nodes of this machine: what only a process can do, as to die or to be stopped, and
-//! how long meeting takes.
+//! Ranks as processes, on several pretended nodes of this machine: what only a process can do, as to die or to be stopped.
 
 mod common;
 
 use std::io::Read;
 use std::time::{Duration, Instant};
 
-use common::{Ranks, loopback, now, task};
+use common::{Ranks, loopback, task};
 use nix::sys::signal::Signal;
 use roce_bootstrap::{Bootstrap, Options};
 
@@ -20,22 +19,14 @@ fn rank() {
     let second = Duration::from_secs(1);
     let card = vec![7; 64];
     let options = Options { stopped: 2 * second, silence: 3 * second, card, ..Options::default() };
-    let start = now();
     let joined = Bootstrap::init(&options);
     if task == "stay" {
         println!("\nerror {}", joined.map(|_| ()).unwrap_err());
         return std::thread::sleep(Duration::from_secs(2));
     }
     let mut ranks = joined.unwrap();
-    let met = now();
     assert!((0..ranks.size()).all(|rank| ranks.card_of(rank).unwrap().len() == 64));
     match task.as_str() {
-        "meet" => {
-            ranks.barrier().unwrap();
-            let barrier = now();
-            let counters = ranks.counters();
-            println!("\nmet {} {} {} {:?}", start.as_nanos(), met.as_nanos(), barrier.as_nanos(), counters);
-        }
         "chat" => {
             println!("\nmet");
             for _ in 0..10 {
