@@ -27,7 +27,7 @@ const WARM_UP: usize = 1;
 
 /// So long a peer's steps at one number of ranks may take altogether; then no more of them are started. MPI_Init polls, and takes
 /// from some seconds to minutes where there are many more ranks than CPUs.
-const PATIENCE: Duration = Duration::from_secs(240);
+const PATIENCE: Duration = Duration::from_secs(600);
 
 /// How much faster than PMI2 ours has to be at so many ranks.
 const PROMISED: (usize, f64) = (256, 50.0);
