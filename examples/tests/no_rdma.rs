@@ -44,8 +44,15 @@ fn a_node_without_rdma_is_told_as_that() {
         println!("skipped: this machine has RDMA");
         return;
     }
-    let text = failure(program().spawn().unwrap());
-    assert!(text.contains(") has no RoCE port: /sys/class/infiniband does not exist"), "{text}");
+    let on_own_node = |rank: u32| {
+        let mut command = rank_of_two(rank, 3);
+        command.env("SLURM_LOCALID", "0").env("SLURM_NODEID", rank.to_string());
+        command.env("SLURM_STEP_NODELIST", "127.0.0.[1-2]").env("SLURM_STEP_TASKS_PER_NODE", "1(x2)");
+        command.spawn().unwrap()
+    };
+    for text in [0, 1].map(on_own_node).map(failure) {
+        assert!(text.contains(") has no RoCE port: /sys/class/infiniband does not exist"), "{text}");
+    }
 }
 
 #[test]

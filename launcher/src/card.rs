@@ -6,6 +6,7 @@ use roce_types::{Gid, TrafficClass};
 use serde::{Deserialize, Serialize};
 
 use crate::assignment::{Assignment, Nic};
+use crate::transport::Cards;
 
 /// One NIC port as the other ranks need to know it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -18,12 +19,14 @@ pub(crate) struct NicCard {
 }
 
 /// One rank.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Card {
     pub(crate) nics: Vec<NicCard>,
     traffic_class: u8,
     service_level: u8,
+    /// How messages reach it.
+    pub(crate) transports: Cards,
 }
 
 /// One end of a queue pair, for the rank at the other end.
@@ -89,6 +92,7 @@ impl From<&Assignment> for Card {
             nics: assignment.nics.iter().map(NicCard::from).collect(),
             traffic_class: assignment.traffic_class.0,
             service_level: assignment.service_level,
+            transports: Cards::default(),
         }
     }
 }

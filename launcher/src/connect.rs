@@ -29,16 +29,19 @@ struct Prepared {
 
 pub(crate) fn connect(job: &mut Job, peers: &[u32], depth: Depth) -> Result<Vec<QueuePair>> {
     let prepared = prepare_all(job, peers, depth);
-    let (prepared, told) = agree(job.exchange(), prepared)?;
+    let (prepared, told) = job.exchange(|exchange| agree(exchange, prepared))?;
     let connected: Result<Vec<QueuePair>> =
         peers.iter().zip(prepared).map(|(&peer, end)| bring_up(job, peer, end, &told)).collect();
     // Nobody sends before every queue pair can receive.
-    let (pairs, _) = agree(job.exchange(), connected.map(|pairs| (pairs, ())))?;
+    let (pairs, _) = job.exchange(|exchange| agree(exchange, connected.map(|pairs| (pairs, ()))))?;
     Ok(pairs)
 }
 
 fn prepare_all(job: &Job, peers: &[u32], depth: Depth) -> Result<(Vec<Prepared>, Vec<EndCard>)> {
     check_peers(job, peers)?;
+    if !peers.is_empty() {
+        job.require_nics()?;
+    }
     let prepared: Vec<Prepared> =
         peers.iter().map(|&peer| prepare(job, peer, depth)).collect::<Result<_>>()?;
     let cards = peers.iter().zip(&prepared).map(|(&peer, end)| end_card(job, peer, end)).collect();
@@ -126,7 +129,7 @@ fn bring_up(job: &Job, peer: u32, end: Prepared, told: &[Vec<EndCard>]) -> Resul
     let their_mtu = Mtu::from_bytes(theirs.mtu).ok_or_else(|| bad("its MTU is none that RoCE has"))?;
     let mine = end_card(job, peer, &end);
     let remote_gid = job.card(peer).nics[end.peer_nic].gid();
-    let assignment = job.assignment();
+    let assignment = job.require_nics()?;
     let connection = Connection {
         port: endpoint.nic.port.port,
         local_gid_index: end.now.gid_index,

@@ -151,6 +151,94 @@ pub enum Error {
         /// Why.
         source: serde_json::Error,
     },
+    /// A rank could not prepare to exchange messages.
+    #[error("this node ({node}) can't exchange messages: {why}")]
+    Messages {
+        /// This node.
+        node: String,
+        /// Why.
+        why: String,
+    },
+    /// A message is longer than the memory for it. It is lost; nothing was written.
+    #[error(
+        "rank {source_rank} ({node}) sent {length} bytes with tag {tag}, and there is room for {room}: give the receive a longer slice, \
+         or probe for the length first"
+    )]
+    TooLong {
+        /// Who sent it, as a rank of the job.
+        source_rank: u32,
+        /// Its node.
+        node: String,
+        /// Its tag.
+        tag: u32,
+        /// Its length in bytes.
+        length: usize,
+        /// The memory's, in bytes.
+        room: usize,
+    },
+    /// A message is no whole number of the elements that the receive asks for.
+    #[error(
+        "rank {source_rank} ({node}) sent {length} bytes with tag {tag}, which is no whole number of elements of {size} bytes: do both \
+         sides mean the same type?"
+    )]
+    Uneven {
+        /// Who sent it, as a rank of the job.
+        source_rank: u32,
+        /// Its node.
+        node: String,
+        /// Its tag.
+        tag: u32,
+        /// Its length in bytes.
+        length: usize,
+        /// An element's, in bytes.
+        size: usize,
+    },
+    /// Another rank can't be reached any more, or can't be reached at all.
+    #[error("no messages between rank {rank} and rank {peer} ({node}): {why}")]
+    PeerLost {
+        /// This rank, in the job.
+        rank: u32,
+        /// The peer, in the job.
+        peer: u32,
+        /// Its node.
+        node: String,
+        /// What was noticed.
+        why: String,
+    },
+    /// The job is over: a rank is gone, or has called [`Job::abort`](crate::Job::abort).
+    #[error("the job is over: {why}")]
+    Over {
+        /// Who, where and what.
+        why: String,
+    },
+    /// An operation was not over in time: [`Job::set_timeout`](crate::Job::set_timeout).
+    #[error("rank {rank}: {what} was not over within {waited:.1?}")]
+    TimedOut {
+        /// This rank, in the job.
+        rank: u32,
+        /// As in `a receive from rank 3 (vm2) with tag 7`.
+        what: String,
+        /// How long it waited.
+        waited: std::time::Duration,
+    },
+    /// A rank that the communicator doesn't have.
+    #[error("{what} names rank {rank}, and the communicator has ranks 0 to {last}")]
+    NoSuchRank {
+        /// Which call.
+        what: &'static str,
+        /// The rank.
+        rank: u32,
+        /// The highest.
+        last: u32,
+    },
+    /// A collective operation whose ranks disagree about lengths, or whose slices don't fit the ranks.
+    #[error("{what}: {problem}")]
+    Lengths {
+        /// Which call.
+        what: &'static str,
+        /// What was given and what was expected.
+        problem: String,
+    },
     /// The operating system gave no random bytes.
     #[error("no random bytes from the operating system: {reason}")]
     Random {

@@ -1,8 +1,11 @@
 //! This rank among the others of its job.
 
+use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
-use roce_bootstrap::{Bootstrap, Options};
+use roce_bootstrap::{Bootstrap, Identity, Member, Options};
+use roce_types::CpuSet;
 use roce_verbs::Depth;
 
 use crate::agree::agree;
@@ -11,18 +14,31 @@ use crate::card::Card;
 use crate::connect;
 use crate::endpoint::Endpoint;
 use crate::environment;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::messages::{Communicator, World};
 use crate::queue_pair::QueuePair;
+use crate::transport::Prepared;
 
-/// The ranks of a step, met; this rank's NIC ports, open; nothing connected yet.
+/// The ranks of a step, met; this rank's NIC ports, open, if it has any; nothing connected yet.
 ///
 /// Dropping it says that this rank needs the others no more; on the rank that leads its node that waits until all ranks have
 /// come so far. [`finalize`](Self::finalize) waits for them on every rank. Queue pairs live on their own.
 pub struct Job {
-    exchange: Bootstrap,
-    assignment: Assignment,
-    endpoints: Vec<Arc<Endpoint>>,
+    world: Rc<World>,
+    identity: Identity,
+    members: Vec<Member>,
+    nics: Nics,
     cards: Vec<Card>,
+}
+
+/// What this rank can use for RDMA.
+struct Nics {
+    /// `None` where nobody assigned any and the node has none.
+    assignment: Option<Assignment>,
+    /// Its ports, open, in the same order.
+    endpoints: Vec<Arc<Endpoint>>,
+    /// Why there is none.
+    none: String,
 }
 
 impl Job {
@@ -36,9 +52,10 @@ impl Job {
     /// or threads: [`roce_bootstrap::Secret::take_from_environment`].
     ///
     /// # Errors
-    /// On every rank of the step, if any of them fails: [`Error::NoPort`](crate::Error::NoPort) and
-    /// [`Error::Port`](crate::Error::Port) on the rank that has no usable RoCE port, [`Error::Others`](crate::Error::Others)
-    /// on the rest; [`Error::Exchange`](crate::Error::Exchange) where they could not meet in time.
+    /// On every rank of the step, if any of them fails: [`Error::Port`](crate::Error::Port) or
+    /// [`Error::PortState`](crate::Error::PortState) on the rank that was assigned a port that is not usable,
+    /// [`Error::Others`](crate::Error::Others) on the rest; [`Error::Exchange`](crate::Error::Exchange) where they could not meet
+    /// in time. A node without NICs is none: its ranks have messages, and no queue pairs.
     pub fn init() -> Result<Self> {
         let variable = |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
         let mut options = Options::default();
@@ -54,58 +71,123 @@ impl Job {
     /// As [`init`](Self::init).
     pub fn init_with(options: &Options) -> Result<Self> {
         let mut exchange = Bootstrap::init(options)?;
-        let node = exchange.identity().node_name().to_owned();
-        let opened = open_assigned(&node);
-        let ((assignment, endpoints), cards) = agree(&mut exchange, opened)?;
-        Ok(Self { exchange, assignment, endpoints, cards })
+        let identity = exchange.identity().clone();
+        let refused = |why| Error::Messages { node: identity.node_name().to_owned(), why };
+        let opened = open_assigned(identity.node_name()).and_then(|(nics, mut card)| {
+            let ports = (options.ports != Options::default().ports).then_some(&options.ports);
+            let prepared = Prepared::new(&exchange, ports).map_err(refused)?;
+            card.transports = prepared.cards();
+            Ok(((nics, prepared), card))
+        });
+        let ((nics, prepared), cards) = agree(&mut exchange, opened)?;
+        let transports = prepared.meet(&exchange, cards.iter().map(|card| card.transports.clone()).collect());
+        let transports = transports.map_err(|error| refused(error.to_string()))?;
+        let members = exchange.members().collect();
+        let world = Rc::new(World::new(exchange, transports));
+        Ok(Self { world, identity, members, nics, cards })
+    }
+
+    /// All ranks, to send messages and for collective operations.
+    #[must_use]
+    pub fn world(&self) -> Communicator {
+        Communicator::world(Rc::clone(&self.world))
+    }
+
+    /// How messages go to each rank: `ranks 0-3: shared memory; ranks 4-7: TCP`.
+    ///
+    /// ```
+    /// # let job = roce_launcher::Job::init()?;
+    /// println!("rank {}: {}", job.rank(), job.describe());
+    /// assert_eq!(job.describe(), "rank 0: itself");
+    /// # Ok::<(), roce_launcher::Error>(())
+    /// ```
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let ways = self.world.with_engine(|engine| engine.describe(self.size()));
+        let mut groups: Vec<(String, Vec<u32>)> = Vec::new();
+        for (rank, way) in (0..).zip(ways) {
+            match groups.iter_mut().find(|(other, _)| *other == way) {
+                Some((_, ranks)) => ranks.push(rank),
+                None => groups.push((way, vec![rank])),
+            }
+        }
+        let of_group = |(way, ranks): (String, Vec<u32>)| {
+            let many = if ranks.len() == 1 { "rank" } else { "ranks" };
+            // Written as lists of CPUs are: 0-3,8
+            let ranks: CpuSet = ranks.into_iter().map(|rank| rank as usize).collect();
+            format!("{many} {ranks}: {way}")
+        };
+        groups.into_iter().map(of_group).collect::<Vec<_>>().join("; ")
+    }
+
+    /// How long an operation on messages may take before it is an error; without end by default. A rank that is gone is told
+    /// to all others anyhow. A send that is given up may have been begun by its receiver, so the whole job is over then.
+    pub fn set_timeout(&self, timeout: Option<Duration>) {
+        self.world.set_timeout(timeout);
+    }
+
+    /// Ends the job for every rank: whoever waits gets [`Error::Over`] with this rank's name and the reason.
+    pub fn abort(self, reason: &str) {
+        if let Some(exchange) = self.world.take_exchange() {
+            exchange.abort(reason);
+        }
     }
 
     /// This rank, 0 to `size - 1`.
     #[must_use]
     pub fn rank(&self) -> u32 {
-        self.exchange.identity().rank
+        self.identity.rank
     }
 
     /// How many ranks.
     #[must_use]
     pub fn size(&self) -> u32 {
-        self.exchange.identity().size
+        self.identity.size
     }
 
     /// This rank's number on its node.
     #[must_use]
     pub fn local_rank(&self) -> u32 {
-        self.exchange.identity().local_rank
+        self.identity.local_rank
     }
 
     /// The name of this rank's node.
     #[must_use]
     pub fn node(&self) -> &str {
-        self.exchange.identity().node_name()
+        self.identity.node_name()
     }
 
     /// How many nodes.
     #[must_use]
     pub fn node_count(&self) -> usize {
-        self.exchange.identity().nodes.len()
+        self.identity.nodes.len()
     }
 
     /// The name of a rank's node, `?` for a rank that does not exist.
     #[must_use]
     pub fn node_of(&self, rank: u32) -> &str {
-        self.exchange.node_of(rank)
+        self.world.node_of(rank)
     }
 
     /// A rank's node by number, from 0, and its number there.
     #[must_use]
     pub fn place_of(&self, rank: u32) -> Option<(u32, u32)> {
-        self.exchange.member(rank).map(|member| (member.node_index, member.local_rank))
+        self.members.get(rank as usize).map(|member| (member.node_index, member.local_rank))
     }
 
-    /// This rank's NIC ports and class.
+    /// This rank's NIC ports and class; `None` on a node without NICs where the plugin assigned none.
     #[must_use]
-    pub fn assignment(&self) -> &Assignment {
-        &self.assignment
+    pub fn assignment(&self) -> Option<&Assignment> {
+        self.nics.assignment.as_ref()
+    }
+
+    /// The same for a program that can't do without.
+    ///
+    /// # Errors
+    /// [`Error::NoPort`](crate::Error::NoPort), with what was looked at.
+    pub fn require_nics(&self) -> Result<&Assignment> {
+        let none = || Error::NoPort { node: self.node().to_owned(), reason: self.nics.none.clone() };
+        self.nics.assignment.as_ref().ok_or_else(none)
     }
 
     /// Returns when every rank has called it.
@@ -113,7 +195,7 @@ impl Job {
     /// # Errors
     /// [`Error::Exchange`](crate::Error::Exchange) naming ranks that did not come in time or are gone.
     pub fn barrier(&mut self) -> Result<()> {
-        Ok(self.exchange.barrier()?)
+        self.exchange(|exchange| Ok(exchange.barrier()?))
     }
 
     /// Every rank's bytes, by rank; every rank must call it, with at most 1 MiB each. Between nodes it goes over TCP: for set-up,
@@ -122,7 +204,7 @@ impl Job {
     /// # Errors
     /// [`Error::Exchange`](crate::Error::Exchange).
     pub fn all_gather(&mut self, mine: &[u8]) -> Result<Vec<Vec<u8>>> {
-        Ok(self.exchange.all_gather(mine)?.iter().map(<[u8]>::to_vec).collect())
+        self.exchange(|exchange| Ok(exchange.all_gather(mine)?.iter().map(<[u8]>::to_vec).collect()))
     }
 
     /// Connects a queue pair to each of `peers`, in their order. Collective: every rank must call it, those who want
@@ -156,12 +238,14 @@ impl Job {
         self.barrier()
     }
 
-    pub(crate) fn exchange(&mut self) -> &mut Bootstrap {
-        &mut self.exchange
+    /// Uses the exchange.
+    pub(crate) fn exchange<T>(&self, act: impl FnOnce(&mut Bootstrap) -> Result<T>) -> Result<T> {
+        let over = || Err(Error::Over { why: "this rank has given up".to_owned() });
+        self.world.with_exchange(act).unwrap_or_else(over)
     }
 
     pub(crate) fn endpoint(&self, nic: usize) -> &Arc<Endpoint> {
-        &self.endpoints[nic]
+        &self.nics.endpoints[nic]
     }
 
     /// What a rank told about itself.
@@ -170,14 +254,18 @@ impl Job {
     }
 }
 
-/// What this rank works with: the assignment, and its ports, open, in the same order.
-type Opened = (Assignment, Vec<Arc<Endpoint>>);
-
 /// Opens what was assigned to this rank; the card is for the other ranks.
-fn open_assigned(node: &str) -> Result<(Opened, Card)> {
-    let assignment = Assignment::find(node)?;
+fn open_assigned(node: &str) -> Result<(Nics, Card)> {
+    let assignment = match Assignment::find(node) {
+        // Nobody promised any.
+        Err(Error::NoPort { reason, .. }) => {
+            let nics = Nics { assignment: None, endpoints: Vec::new(), none: reason };
+            return Ok((nics, Card::default()));
+        }
+        found => found?,
+    };
     let endpoints =
         assignment.nics.iter().map(|nic| Endpoint::open(nic, node).map(Arc::new)).collect::<Result<_>>()?;
     let card = Card::from(&assignment);
-    Ok(((assignment, endpoints), card))
+    Ok((Nics { assignment: Some(assignment), endpoints, none: String::new() }, card))
 }

@@ -1,9 +1,44 @@
-//! Rank discovery, address exchange and RC queue pairs over RoCE for codes without MPI.
+//! Messages between ranks, and RC queue pairs over RoCE, for codes without MPI.
 //!
+//! ```
+//! use roce_launcher::{Job, Sum};
+//!
+//! let job = Job::init()?; // every rank, under srun, mpirun, rocectl run, or alone
+//! let world = job.world();
+//! let (rank, size) = (world.rank(), world.size());
+//!
+//! let mut from_left = [0.0_f64; 1000];
+//! let to_right = [f64::from(rank); 1000];
+//! world.send_receive((rank + 1) % size, 0, &to_right, (rank + size - 1) % size, 0, &mut from_left)?;
+//!
+//! let mut sum = [from_left[0]];
+//! world.all_reduce(&mut sum, Sum)?;
+//! assert_eq!(sum[0], f64::from(size * (size - 1) / 2));
+//! job.finalize()?;
+//! # Ok::<(), roce_launcher::Error>(())
+//! ```
+//!
+//! # What happens when
+//! - [`Job::init`] finds out rank and size, meets the other ranks, opens the assigned NIC ports and tells the others
+//!   about them. If any rank can't use what it was assigned, *every* rank gets an error that says which and why. Nothing is
+//!   connected yet.
+//! - [`Job::world`] is a [`Communicator`]: messages, requests, scopes and collectives, among all ranks or
+//!   [groups](Communicator::split) of them. [`Job::describe`] says how they go to each rank.
+//! - [`Job::connect`] is collective and brings up reliable queue pairs between the pairs of ranks that name each other, for who
+//!   wants verbs.
+//!
+//! # Messages
+//! They go over shared memory within a node; a long one is read by its receiver from its sender's memory where the system allows
+//! that (`process_vm_readv`), else it is sent in pieces. Between nodes they go over TCP, not yet over the NICs' queue pairs.
+//!
+//! A rank's messages move when it calls something of a communicator. Errors name the rank and its node; when a rank is gone,
+//! all that others wait for ends with [`Error::Over`].
+//!
+//! # Queue pairs
 //! ```no_run
 //! use std::time::Duration;
 //! # fn main() -> Result<(), roce_launcher::Error> {
-//! let mut job = roce_launcher::Job::init()?; // every rank, under srun or alone
+//! let mut job = roce_launcher::Job::init()?;
 //! let peer = job.rank() ^ 1;
 //! let mut pair = job.connect(&[peer])?.remove(0); // every rank: names whom it wants to talk to
 //!
@@ -19,13 +54,6 @@
 //! # Ok(()) }
 //! ```
 //!
-//! # What happens when
-//! - [`Job::init`] finds out rank and size, meets the other ranks, opens the assigned NIC ports and tells the others
-//!   about them. If any rank has no usable port, *every* rank gets an error that says which and why. No queue
-//!   pair is made.
-//! - [`Job::connect`] is collective and brings up reliable queue pairs between the pairs of ranks that name each other.
-//! - Everything else concerns one queue pair, and has a deadline.
-//!
 //! # Which NIC
 //! The spank_roce plugin assigns ports, GIDs, rails and the traffic class through `ROCE_*` variables
 //! ([`Assignment`]). Without it a rank takes every active RoCE port of its node, in the order of their names, and
@@ -34,17 +62,25 @@
 mod agree;
 mod assignment;
 mod card;
+mod collectives;
 mod connect;
 mod endpoint;
 mod environment;
 mod error;
 mod job;
+mod messages;
 mod queue_pair;
 mod rail;
+mod transport;
 
 pub use assignment::{Assignment, Nic, Source};
+pub use collectives::{And, Max, Min, Operator, Or, Product, Sum, Xor};
 pub use error::{Error, Result};
 pub use job::Job;
+pub use messages::{
+    Any, Communicator, Completed, Pending, Request, Scope, Source as MessageSource, Status, Tag, wait_all,
+    wait_any,
+};
 pub use queue_pair::{Done, QueuePair};
 
 pub use roce_bootstrap::Options;

@@ -124,7 +124,7 @@ fn runs(mut command: Command) -> bool {
     command.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
 }
 
-/// Runs the tests of the exchange's state machine in Miri.
+/// Runs the tests of the exchange's state machine, and of the shared memory's rings, in Miri.
 fn miri(interrupt: &Interrupt) -> Result<ExitCode> {
     let miri = |words: &[&str]| {
         let mut command = nightly();
@@ -141,11 +141,15 @@ fn miri(interrupt: &Interrupt) -> Result<ExitCode> {
             );
         }
     }
-    let mut command = miri(&["test", "-p", "roce-bootstrap", "--lib", "core::"]);
-    // Proptest asks for the current folder.
-    command.env("MIRIFLAGS", "-Zmiri-disable-isolation");
-    let status = Process::spawn(command)?.wait(interrupt)?;
-    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    for (package, tests) in [("roce-bootstrap", "core::"), ("roce-launcher", "ring::")] {
+        let mut command = miri(&["test", "-p", package, "--lib", tests]);
+        // Proptest asks for the current folder.
+        command.env("MIRIFLAGS", "-Zmiri-disable-isolation");
+        if !Process::spawn(command)?.wait(interrupt)?.success() {
+            return Ok(ExitCode::FAILURE);
+        }
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Runs the fuzz targets. A crash is a failure, and its input stays in fuzz/artifacts.

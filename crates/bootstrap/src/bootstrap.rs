@@ -16,7 +16,8 @@ use crate::message::{FromMember, Operation, ToMember, part_head};
 use crate::munge;
 use crate::options::Options;
 use crate::process::{self, State};
-use crate::secret::Secret;
+use crate::resolve::NodeAddresses;
+use crate::secret::{Secret, authenticate};
 use crate::table::Gathered;
 
 /// The longest part of one rank in a collective.
@@ -50,6 +51,8 @@ pub struct Member {
 pub struct Bootstrap {
     identity: Identity,
     options: Options,
+    /// The step's, for what is derived from it. A rank alone may have none.
+    secret: Option<Secret>,
     /// Every rank's place and card.
     joined: Gathered,
     leader: Option<Leader>,
@@ -150,6 +153,7 @@ impl Bootstrap {
         let mut ranks = Self {
             identity,
             options: options.clone(),
+            secret: secret.cloned(),
             joined: Gathered::alone(&mine),
             leader,
             number: 0,
@@ -212,6 +216,31 @@ impl Bootstrap {
     #[must_use]
     pub fn node_of(&self, rank: u32) -> &str {
         self.member(rank).map_or("?", |member| self.node_name(member.node_index))
+    }
+
+    /// Where the step's nodes are reached, for programs with connections of their own.
+    #[must_use]
+    pub fn node_addresses(&self) -> NodeAddresses {
+        // Read when the ranks met.
+        self.options.addresses.clone().unwrap_or_default()
+    }
+
+    /// A secret of this step for another purpose, the same for every rank; `None` for a rank that joined without a secret. Who knows
+    /// it can find out neither the step's secret nor that of another purpose.
+    ///
+    /// ```
+    /// # use roce_bootstrap::{Bootstrap, Identity, Options, Secret};
+    /// let ranks = Bootstrap::join(Identity::alone("login1"), Some(&Secret::random()?), &Options::default())?;
+    /// let (mine, other) = (ranks.derive_secret(b"my protocol").unwrap(), ranks.derive_secret(b"another").unwrap());
+    /// assert_ne!(*mine.to_hex(), *other.to_hex());
+    /// # Ok::<(), roce_bootstrap::Error>(())
+    /// ```
+    #[must_use]
+    pub fn derive_secret(&self, purpose: &[u8]) -> Option<Secret> {
+        let (job, step) = self.identity.job_and_step();
+        let numbers = [job, step, self.identity.size].map(u32::to_be_bytes).concat();
+        let secret = self.secret.as_ref()?;
+        Some(Secret::new(authenticate(secret.bytes(), &[b"derived", purpose, &numbers])))
     }
 
     /// What a rank told with [`Options::card`], `None` for a rank that does not exist.

@@ -1,4 +1,4 @@
-//! The handshake of two leaders: both prove that they know the step's secret, and agree on keys for their frames.
+//! The handshake of two leaders, and of two ranks that send each other messages: both prove that they know the step's secret, and agree on keys for their frames.
 //!
 //! ```text
 //! caller   -> listener   magic, caller's node, round, rank and nonce
@@ -19,29 +19,38 @@ const MAGIC: &[u8; 8] = b"roce-x02";
 const NONCE: usize = 32;
 const PROOF: usize = 32;
 /// What a caller says first.
-pub(crate) const HELLO: usize = MAGIC.len() + 12 + NONCE;
+pub const HELLO: usize = MAGIC.len() + 12 + NONCE;
 /// What a listener answers.
-pub(crate) const ANSWER: usize = 4 + NONCE + PROOF;
+pub const ANSWER: usize = 4 + NONCE + PROOF;
 /// What the caller says then.
-pub(crate) const LAST: usize = PROOF;
+pub const LAST: usize = PROOF;
 
 /// The step that both ends must belong to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Step {
-    pub(crate) job: u32,
-    pub(crate) step: u32,
-    pub(crate) size: u32,
-    pub(crate) nodes: u32,
+pub struct Step {
+    /// The job's number.
+    pub job: u32,
+    /// The step's.
+    pub step: u32,
+    /// How many ranks.
+    pub size: u32,
+    /// On how many nodes.
+    pub nodes: u32,
 }
 
 /// A connection as both ends must see it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Call {
-    pub(crate) step: Step,
-    pub(crate) caller_node: u32,
-    pub(crate) listener_node: u32,
-    pub(crate) round: u32,
-    pub(crate) caller_rank: u32,
+pub struct Call {
+    /// The step of both.
+    pub step: Step,
+    /// The caller's node.
+    pub caller_node: u32,
+    /// The node of the listener.
+    pub listener_node: u32,
+    /// What the call is for.
+    pub round: u32,
+    /// Who calls.
+    pub caller_rank: u32,
 }
 
 struct Transcript {
@@ -75,24 +84,26 @@ impl Transcript {
 }
 
 /// The two directions of a proven connection, as one end sees them.
-pub(crate) struct Keys {
+pub struct Keys {
     pub(crate) send: Direction,
     pub(crate) receive: Direction,
 }
 
 /// The caller's side.
-pub(crate) struct Caller {
+pub struct Caller {
     call: Call,
     nonce: [u8; NONCE],
 }
 
 impl Caller {
-    pub(crate) fn new(call: Call, nonce: [u8; NONCE]) -> Self {
+    /// For a call with a fresh [`nonce`].
+    #[must_use]
+    pub fn new(call: Call, nonce: [u8; NONCE]) -> Self {
         Self { call, nonce }
     }
 
     /// What to send first.
-    pub(crate) fn hello(&self) -> [u8; HELLO] {
+    pub fn hello(&self) -> [u8; HELLO] {
         let mut hello = [0; HELLO];
         hello[..8].copy_from_slice(MAGIC);
         hello[8..12].copy_from_slice(&self.call.caller_node.to_be_bytes());
@@ -103,7 +114,7 @@ impl Caller {
     }
 
     /// The listener's rank, what to send then, and the keys; `None` if the listener is a stranger.
-    pub(crate) fn check(&self, secret: &Secret, answer: &[u8; ANSWER]) -> Option<(u32, [u8; LAST], Keys)> {
+    pub fn check(&self, secret: &Secret, answer: &[u8; ANSWER]) -> Option<(u32, [u8; LAST], Keys)> {
         let (&rank, rest) = answer.split_first_chunk()?;
         let (&listener, proof) = rest.split_first_chunk()?;
         let listener_rank = u32::from_be_bytes(rank);
@@ -129,19 +140,13 @@ impl Caller {
 }
 
 /// The listener's side, once a caller has said who it wants to be.
-pub(crate) struct Listener {
+pub struct Listener {
     transcript: Transcript,
 }
 
 impl Listener {
     /// Reads a hello for the listener on `node`; `None` if it can't be one.
-    pub(crate) fn new(
-        step: Step,
-        node: u32,
-        rank: u32,
-        nonce: [u8; NONCE],
-        hello: &[u8; HELLO],
-    ) -> Option<Self> {
+    pub fn new(step: Step, node: u32, rank: u32, nonce: [u8; NONCE], hello: &[u8; HELLO]) -> Option<Self> {
         let rest = hello.strip_prefix(MAGIC)?;
         let (&caller_node, rest) = rest.split_first_chunk()?;
         let (&round, rest) = rest.split_first_chunk()?;
@@ -153,12 +158,12 @@ impl Listener {
     }
 
     /// Who calls, if it is true.
-    pub(crate) fn call(&self) -> Call {
+    pub fn call(&self) -> Call {
         self.transcript.call
     }
 
     /// What to answer.
-    pub(crate) fn answer(&self, secret: &Secret) -> [u8; ANSWER] {
+    pub fn answer(&self, secret: &Secret) -> [u8; ANSWER] {
         let mut answer = [0; ANSWER];
         answer[..4].copy_from_slice(&self.transcript.listener_rank.to_be_bytes());
         answer[4..4 + NONCE].copy_from_slice(&self.transcript.listener);
@@ -167,7 +172,7 @@ impl Listener {
     }
 
     /// The keys; `None` if the caller is a stranger.
-    pub(crate) fn check(&self, secret: &Secret, last: &[u8; LAST]) -> Option<Keys> {
+    pub fn check(&self, secret: &Secret, last: &[u8; LAST]) -> Option<Keys> {
         if !self.transcript.is_proof(secret, "caller", last) {
             return None;
         }
@@ -177,7 +182,7 @@ impl Listener {
 }
 
 /// Random bytes for one handshake.
-pub(crate) fn nonce() -> Option<[u8; NONCE]> {
+pub fn nonce() -> Option<[u8; NONCE]> {
     let mut nonce = [0; NONCE];
     getrandom::fill(&mut nonce).ok()?;
     Some(nonce)

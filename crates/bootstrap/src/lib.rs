@@ -110,7 +110,8 @@ mod environment;
 mod error;
 mod event;
 mod frame;
-mod handshake;
+#[doc(hidden)]
+pub mod handshake;
 mod hostlist;
 mod inbox;
 mod leader;
@@ -133,7 +134,8 @@ pub mod simulation;
 mod step;
 mod stream;
 mod table;
-mod tcp;
+#[doc(hidden)]
+pub mod tcp;
 #[cfg(feature = "testing")]
 #[doc(hidden)]
 pub mod testing;

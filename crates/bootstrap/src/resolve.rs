@@ -99,8 +99,16 @@ impl NodeAddresses {
         Some(())
     }
 
-    /// The addresses of a node whose addresses are told by themselves.
-    pub(crate) fn known(&self, node: &str) -> Option<Vec<IpAddr>> {
+    /// The addresses of a node whose addresses are told by themselves; `None` where the resolver must be asked ([`of`](Self::of)).
+    ///
+    /// ```
+    /// let addresses: roce_bootstrap::NodeAddresses = "n1=10.0.0.1".parse()?;
+    /// assert_eq!(addresses.known("n1"), Some(vec!["10.0.0.1".parse().unwrap()]));
+    /// assert_eq!(addresses.known("n2"), None);
+    /// # Ok::<(), roce_bootstrap::Error>(())
+    /// ```
+    #[must_use]
+    pub fn known(&self, node: &str) -> Option<Vec<IpAddr>> {
         let places = self.told.get(node).map_or(&[][..], Vec::as_slice);
         if places.is_empty() && self.within.is_empty() {
             return node.parse().ok().map(|address| vec![address]);
@@ -111,7 +119,15 @@ impl NodeAddresses {
 
     /// The addresses of a node, the best first, or why there are none. It takes as long as the resolver takes, so it is
     /// called where nobody waits for it.
-    pub(crate) fn of(&self, node: &str) -> Result<Vec<IpAddr>, String> {
+    ///
+    /// ```
+    /// let addresses = roce_bootstrap::NodeAddresses::default();
+    /// assert_eq!(addresses.of("127.0.0.1"), Ok(vec!["127.0.0.1".parse().unwrap()]));
+    /// ```
+    ///
+    /// # Errors
+    /// Why there are none, in words that go behind the node's name.
+    pub fn of(&self, node: &str) -> Result<Vec<IpAddr>, String> {
         let itself = [node.to_owned()];
         let places = self.told.get(node).map_or(&itself[..], Vec::as_slice);
         let (mut literal, mut found) = (Vec::new(), Vec::new());

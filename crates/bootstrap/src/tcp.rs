@@ -13,7 +13,7 @@ use nix::sys::socket::{
 };
 
 /// Binds the first port that is free, on every address.
-pub(crate) fn listen(ports: &[u16]) -> io::Result<TcpListener> {
+pub fn listen(ports: &[u16]) -> io::Result<TcpListener> {
     let mut last = io::Error::from(ErrorKind::AddrNotAvailable);
     for &port in ports {
         // An IPv6 socket takes IPv4 callers too (unless net.ipv6.bindv6only is set); where IPv6 is off, IPv4.
@@ -47,7 +47,7 @@ fn new_socket(for_address: SocketAddr) -> io::Result<OwnedFd> {
 }
 
 /// Begins to connect.
-pub(crate) fn call(target: SocketAddr) -> io::Result<OwnedFd> {
+pub fn call(target: SocketAddr) -> io::Result<OwnedFd> {
     let socket = new_socket(target)?;
     setsockopt(&socket, sockopt::TcpNoDelay, &true)?;
     match connect(socket.as_raw_fd(), &SockaddrStorage::from(target)) {
@@ -57,7 +57,7 @@ pub(crate) fn call(target: SocketAddr) -> io::Result<OwnedFd> {
 }
 
 /// On loopback, calling a free port can connect a socket to itself, when the kernel gives it that very port.
-pub(crate) fn is_connected_to_itself(socket: &impl AsFd) -> bool {
+pub fn is_connected_to_itself(socket: &impl AsFd) -> bool {
     let Ok(socket) = socket.as_fd().try_clone_to_owned() else { return false };
     let stream = TcpStream::from(socket);
     matches!((stream.local_addr(), stream.peer_addr()), (Ok(ours), Ok(theirs)) if ours == theirs)
@@ -66,6 +66,20 @@ pub(crate) fn is_connected_to_itself(socket: &impl AsFd) -> bool {
 /// How long the other end's kernel has acknowledged nothing, where something that was sent waits for that. It is the
 /// *kernel* that acknowledges, also while the process there is stopped or does not read (then nothing more is sent).
 pub(crate) fn unacknowledged(socket: &impl AsFd) -> Option<Duration> {
+    let info = information(socket).filter(|info| info.tcpi_unacked > 0)?;
+    Some(Duration::from_millis(info.tcpi_last_ack_recv.into()))
+}
+
+/// Has the other end's kernel everything that was sent before this end was shut?
+pub fn is_delivered(socket: &impl AsFd) -> bool {
+    // States of tcp(7)'s machine in which the end has been acknowledged, or never will be (include/net/tcp_states.h).
+    const FIN_WAIT_2: u8 = 5;
+    const TIME_WAIT: u8 = 6;
+    const CLOSED: u8 = 7;
+    information(socket).is_none_or(|info| matches!(info.tcpi_state, FIN_WAIT_2 | TIME_WAIT | CLOSED))
+}
+
+fn information(socket: &impl AsFd) -> Option<libc::tcp_info> {
     // SAFETY: all fields are integers, for which zero is a value.
     let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
     let mut length = libc::socklen_t::try_from(size_of::<libc::tcp_info>()).ok()?;
@@ -79,8 +93,7 @@ pub(crate) fn unacknowledged(socket: &impl AsFd) -> Option<Duration> {
             &raw mut length,
         )
     };
-    let waits = result == 0 && info.tcpi_unacked > 0;
-    waits.then(|| Duration::from_millis(info.tcpi_last_ack_recv.into()))
+    (result == 0).then_some(info)
 }
 
 /// What is sent and not acknowledged ends the connection after so long, and so does a buffer that stays full there.

@@ -1,0 +1,548 @@
+//! Turns sends and receives into packets and back. It is driven by the program's own calls; nothing happens between them.
+//!
+//! A message that fits into one packet is sent at once. A longer one is offered; when a receive for it is there, its rank fetches
+//! the bytes from the sender's memory where the transport can do that, else it accepts and the sender sends them in pieces.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use slab::Slab;
+
+use crate::messages::lent::{Lent, LentMut};
+use crate::messages::matching::{Context, Label, Matching, Wanted};
+use crate::transport::{Broken, Header, Kind, Transport, Transports};
+
+/// A send or receive that was started.
+pub(crate) type Operation = u32;
+
+/// What a receive got.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Received {
+    pub(crate) label: Label,
+    /// Bytes of the message.
+    pub(crate) length: usize,
+}
+
+/// Why an operation failed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Failure {
+    /// The message is longer than the receive's memory. It is gone.
+    TooLong(Received),
+    /// The peer can't be reached any more.
+    Broken(Broken),
+}
+
+pub(crate) type Outcome = Result<Option<Received>, Failure>;
+
+#[derive(Debug)]
+struct State {
+    what: What,
+    outcome: Option<Outcome>,
+}
+
+#[derive(Debug)]
+enum What {
+    Send {
+        peer: u32,
+        memory: Lent,
+    },
+    Receive {
+        context: Context,
+        wanted: Wanted,
+        memory: LentMut,
+        got: Option<Progress>,
+    },
+    /// A receive that was cancelled while pieces came.
+    Discard {
+        progress: Progress,
+    },
+}
+
+/// How much of a message has come in pieces.
+#[derive(Clone, Copy, Debug)]
+struct Progress {
+    message: Received,
+    come: usize,
+}
+
+/// A message that no receive was there for.
+#[derive(Debug)]
+enum Waiting {
+    Whole(Vec<u8>),
+    Offered { length: usize, operation: Operation, address: u64 },
+}
+
+/// What is to be sent to a peer, in this order.
+#[derive(Debug)]
+enum Outgoing {
+    /// A packet that nobody waits for.
+    Packet(Header, Vec<u8>),
+    /// A whole message.
+    Message(Header, Operation),
+    /// A message in pieces, to the peer's receive `to`; so much was sent.
+    Pieces { operation: Operation, to: u32, sent: usize },
+}
+
+/// An offered message that a receive takes.
+#[derive(Debug)]
+struct Fetch {
+    operation: Operation,
+    message: Received,
+    theirs: Operation,
+    address: u64,
+}
+
+#[derive(Debug)]
+pub(crate) struct Engine<T> {
+    transport: T,
+    core: Core,
+}
+
+impl Engine<Transports> {
+    /// The way to each rank.
+    pub(crate) fn describe(&self, ranks: u32) -> Vec<String> {
+        (0..ranks).map(|rank| self.transport.describe(rank).to_owned()).collect()
+    }
+}
+
+/// All but the transport, so that it can listen to it.
+#[derive(Debug)]
+struct Core {
+    rank: u32,
+    matching: Matching<Operation, Waiting>,
+    operations: Slab<State>,
+    /// For peers whose transport has no room.
+    outgoing: BTreeMap<u32, VecDeque<Outgoing>>,
+    fetches: Vec<Fetch>,
+    /// Peers that can't be reached any more.
+    broken: BTreeMap<u32, Broken>,
+}
+
+impl<T: Transport> Engine<T> {
+    pub(crate) fn new(rank: u32, transport: T) -> Self {
+        let core = Core {
+            rank,
+            matching: Matching::default(),
+            operations: Slab::new(),
+            outgoing: BTreeMap::new(),
+            fetches: Vec::new(),
+            broken: BTreeMap::new(),
+        };
+        Self { transport, core }
+    }
+
+    /// Starts to send; `None` if it is over already.
+    pub(crate) fn send(
+        &mut self,
+        context: Context,
+        peer: u32,
+        tag: u32,
+        memory: Lent,
+    ) -> Result<Option<Operation>, Failure> {
+        let core = &mut self.core;
+        if let Some(broken) = core.broken.get(&peer) {
+            return Err(Failure::Broken(broken.clone()));
+        }
+        let bytes = memory.bytes();
+        let header =
+            Header { kind: Kind::Eager as u32, context, tag, operation: 0, length: bytes.len() as u64 };
+        if peer == core.rank {
+            core.take_message(header, Label { source: peer, tag }, bytes);
+            return Ok(None);
+        }
+        if bytes.len() > self.transport.most(peer) {
+            let operation = core.add(What::Send { peer, memory });
+            let header = Header { kind: Kind::Offer as u32, operation, ..header };
+            core.queue(peer, Outgoing::Packet(header, memory.address().to_ne_bytes().to_vec()));
+            self.send_outgoing();
+            return Ok(Some(operation));
+        }
+        if !core.outgoing.contains_key(&peer) {
+            match self.transport.try_send(peer, &header, bytes) {
+                Ok(true) => return Ok(None),
+                Ok(false) => {}
+                Err(broken) => {
+                    core.lose(&broken);
+                    return Err(Failure::Broken(broken));
+                }
+            }
+        }
+        let operation = core.add(What::Send { peer, memory });
+        core.queue(peer, Outgoing::Message(header, operation));
+        Ok(Some(operation))
+    }
+
+    /// Starts to receive.
+    pub(crate) fn receive(&mut self, context: Context, wanted: Wanted, memory: LentMut) -> Operation {
+        let operation = self.core.receive(context, wanted, memory);
+        if !self.core.fetches.is_empty() {
+            self.fetch();
+            self.send_outgoing();
+        }
+        operation
+    }
+
+    /// The earliest message that a receive would take now.
+    pub(crate) fn probe(&self, context: Context, wanted: Wanted) -> Option<Received> {
+        let (label, message) = self.core.matching.probe(context, wanted)?;
+        let length = match message {
+            Waiting::Whole(bytes) => bytes.len(),
+            Waiting::Offered { length, .. } => *length,
+        };
+        Some(Received { label, length })
+    }
+
+    /// What became of an operation, once it is over; then it is forgotten.
+    pub(crate) fn take_outcome(&mut self, operation: Operation) -> Option<Outcome> {
+        let outcome = self.core.operations.get_mut(operation as usize)?.outcome.take()?;
+        self.core.operations.remove(operation as usize);
+        Some(outcome)
+    }
+
+    /// Is it over?
+    pub(crate) fn is_over(&self, operation: Operation) -> bool {
+        self.core.operations.get(operation as usize).is_none_or(|state| state.outcome.is_some())
+    }
+
+    /// Is it a send that is not over, and that the peer may fetch?
+    pub(crate) fn is_offered(&self, operation: Operation) -> bool {
+        let state = self.core.operations.get(operation as usize).filter(|state| state.outcome.is_none());
+        matches!(state, Some(State { what: What::Send { peer, memory }, .. })
+            if memory.bytes().len() > self.transport.most(*peer))
+    }
+
+    /// Why a peer can't be reached, if so.
+    pub(crate) fn broken(&self, peer: u32) -> Option<Failure> {
+        self.core.broken.get(&peer).cloned().map(Failure::Broken)
+    }
+
+    /// Forgets an operation: its memory is not touched any more by this rank. The message is lost.
+    pub(crate) fn cancel(&mut self, operation: Operation) {
+        self.core.cancel(operation);
+    }
+
+    /// Does what can be done now. Whether there was anything.
+    pub(crate) fn progress(&mut self) -> bool {
+        let core = &mut self.core;
+        let came = match self.transport.poll(&mut |peer, header, payload| core.take(peer, header, payload)) {
+            Ok(came) => came,
+            Err(broken) => {
+                core.lose(&broken);
+                true
+            }
+        };
+        self.fetch();
+        let sent = self.send_outgoing();
+        came || sent
+    }
+
+    /// Fetches what receives take of offered messages.
+    fn fetch(&mut self) {
+        for fetch in std::mem::take(&mut self.core.fetches) {
+            let Fetch { operation, message, theirs, address } = fetch;
+            let source = message.label.source;
+            let Some(State { what: What::Receive { memory, got, .. }, outcome: None }) =
+                self.core.operations.get_mut(operation as usize)
+            else {
+                continue;
+            };
+            let header =
+                Header { kind: Kind::Fetched as u32, context: 0, tag: 0, operation: theirs, length: 0 };
+            let fetched = match memory.bytes().get_mut(..message.length) {
+                None => {
+                    self.core.finish(operation, Err(Failure::TooLong(message)));
+                    self.core.queue(source, Outgoing::Packet(header, Vec::new()));
+                    continue;
+                }
+                Some(room) => self.transport.fetch(source, address, room),
+            };
+            match fetched {
+                Ok(true) => {
+                    self.core.finish(operation, Ok(Some(message)));
+                    self.core.queue(source, Outgoing::Packet(header, Vec::new()));
+                }
+                Ok(false) => {
+                    *got = Some(Progress { message, come: 0 });
+                    let header = Header { kind: Kind::Accept as u32, length: u64::from(operation), ..header };
+                    self.core.queue(source, Outgoing::Packet(header, Vec::new()));
+                }
+                Err(broken) => self.core.lose(&broken),
+            }
+        }
+    }
+
+    /// Sends what there is room for. Whether there was anything.
+    fn send_outgoing(&mut self) -> bool {
+        if self.core.outgoing.is_empty() {
+            return false;
+        }
+        let mut sent = false;
+        let peers: Vec<u32> = self.core.outgoing.keys().copied().collect();
+        for peer in peers {
+            loop {
+                match self.core.send_next(peer, &mut self.transport) {
+                    Ok(true) => sent = true,
+                    Ok(false) => break,
+                    Err(broken) => {
+                        self.core.lose(&broken);
+                        break;
+                    }
+                }
+            }
+        }
+        sent
+    }
+}
+
+impl Core {
+    fn add(&mut self, what: What) -> Operation {
+        let key = self.operations.insert(State { what, outcome: None });
+        // Four thousand million operations don't fit into memory.
+        u32::try_from(key).unwrap_or(u32::MAX)
+    }
+
+    fn finish(&mut self, operation: Operation, outcome: Outcome) {
+        let Some(state) = self.operations.get_mut(operation as usize) else { return };
+        if matches!(state.what, What::Discard { .. }) {
+            self.operations.remove(operation as usize);
+        } else {
+            state.outcome = Some(outcome);
+        }
+    }
+
+    fn queue(&mut self, peer: u32, outgoing: Outgoing) {
+        if !self.broken.contains_key(&peer) {
+            self.outgoing.entry(peer).or_default().push_back(outgoing);
+        }
+    }
+
+    fn receive(&mut self, context: Context, wanted: Wanted, memory: LentMut) -> Operation {
+        let operation = self.add(What::Receive { context, wanted, memory, got: None });
+        if let Some((_, label, message)) = self.matching.receive(context, wanted, operation) {
+            match message {
+                Waiting::Whole(bytes) => self.take_whole(operation, label, &bytes),
+                Waiting::Offered { length, operation: theirs, address } => {
+                    let message = Received { label, length };
+                    self.fetches.push(Fetch { operation, message, theirs, address });
+                }
+            }
+        } else if let Some(broken) = wanted.source.and_then(|source| self.broken.get(&source)) {
+            let failure = Failure::Broken(broken.clone());
+            self.matching.cancel(context, |other| *other == operation);
+            self.finish(operation, Err(failure));
+        }
+        operation
+    }
+
+    fn cancel(&mut self, operation: Operation) {
+        let Some(state) = self.operations.get_mut(operation as usize) else { return };
+        match &mut state.what {
+            What::Receive { got: Some(progress), .. } if state.outcome.is_none() => {
+                // The pieces that still come belong to nobody, and must not be taken for another operation's.
+                state.what = What::Discard { progress: *progress };
+                return;
+            }
+            What::Receive { context, .. } => {
+                self.matching.cancel(*context, |other| *other == operation);
+                self.fetches.retain(|fetch| fetch.operation != operation);
+            }
+            What::Send { peer, .. } => {
+                if let Some(queue) = self.outgoing.get_mut(peer) {
+                    queue.retain(|outgoing| match outgoing {
+                        Outgoing::Message(_, other) | Outgoing::Pieces { operation: other, .. } => {
+                            *other != operation
+                        }
+                        Outgoing::Packet(..) => true,
+                    });
+                }
+            }
+            What::Discard { .. } => return,
+        }
+        self.operations.remove(operation as usize);
+    }
+
+    /// Nothing will come from a peer any more, or go there.
+    fn lose(&mut self, broken: &Broken) {
+        self.broken.entry(broken.peer).or_insert_with(|| broken.clone());
+        self.outgoing.remove(&broken.peer);
+        self.fetches.retain(|fetch| fetch.message.label.source != broken.peer);
+        let concerns = |state: &State| match &state.what {
+            What::Send { peer, .. } => *peer == broken.peer,
+            What::Receive { got: Some(got), .. } | What::Discard { progress: got } => {
+                got.message.label.source == broken.peer
+            }
+            What::Receive { wanted, .. } => wanted.source == Some(broken.peer),
+        };
+        let concerned =
+            self.operations.iter().filter(|(_, state)| state.outcome.is_none() && concerns(state));
+        let concerned: Vec<Operation> = concerned.filter_map(|(key, _)| u32::try_from(key).ok()).collect();
+        for operation in concerned {
+            if let Some(State { what: What::Receive { context, .. }, .. }) =
+                self.operations.get(operation as usize)
+            {
+                self.matching.cancel(*context, |other| *other == operation);
+            }
+            self.finish(operation, Err(Failure::Broken(broken.clone())));
+        }
+    }
+
+    // --- what comes ---
+
+    fn take(&mut self, peer: u32, header: &Header, payload: &[u8]) {
+        let length = usize::try_from(header.length).unwrap_or(usize::MAX);
+        let sent_here = |state: Option<&State>| matches!(state, Some(State { what: What::Send { peer: to, .. }, outcome: None }) if *to == peer);
+        let label = Label { source: peer, tag: header.tag };
+        let ok = match header.kind() {
+            Some(Kind::Eager) => {
+                self.take_message(*header, label, payload);
+                payload.len() == length
+            }
+            Some(Kind::Offer) => match payload.try_into() {
+                Ok(address) => {
+                    self.take_offer(header, Received { label, length }, u64::from_ne_bytes(address));
+                    true
+                }
+                Err(_) => false,
+            },
+            Some(Kind::Accept) => {
+                let mine = sent_here(self.operations.get(header.operation as usize));
+                if let (true, Ok(to)) = (mine, u32::try_from(header.length)) {
+                    self.queue(peer, Outgoing::Pieces { operation: header.operation, to, sent: 0 });
+                }
+                // A send that was cancelled is no fault of the peer's.
+                true
+            }
+            Some(Kind::Fetched) => {
+                if sent_here(self.operations.get(header.operation as usize)) {
+                    self.finish(header.operation, Ok(None));
+                }
+                true
+            }
+            Some(Kind::Data) => self.take_piece(peer, header.operation, length, payload),
+            None => false,
+        };
+        if !ok {
+            let why = "it sent something that makes no sense; do all ranks run the same build?".to_owned();
+            self.lose(&Broken { peer, why });
+        }
+    }
+
+    fn take_message(&mut self, header: Header, label: Label, bytes: &[u8]) {
+        match self.matching.arrive(header.context, label) {
+            Some(operation) => self.take_whole(operation, label, bytes),
+            None => self.matching.keep(header.context, label, Waiting::Whole(bytes.to_vec())),
+        }
+    }
+
+    /// A receive gets all of its message at once.
+    fn take_whole(&mut self, operation: Operation, label: Label, bytes: &[u8]) {
+        let message = Received { label, length: bytes.len() };
+        let Some(State { what: What::Receive { memory, .. }, .. }) =
+            self.operations.get_mut(operation as usize)
+        else {
+            return;
+        };
+        let outcome = match memory.bytes().get_mut(..bytes.len()) {
+            Some(room) => {
+                room.copy_from_slice(bytes);
+                Ok(Some(message))
+            }
+            None => Err(Failure::TooLong(message)),
+        };
+        self.finish(operation, outcome);
+    }
+
+    fn take_offer(&mut self, header: &Header, message: Received, address: u64) {
+        let theirs = header.operation;
+        match self.matching.arrive(header.context, message.label) {
+            Some(operation) => self.fetches.push(Fetch { operation, message, theirs, address }),
+            None => {
+                let waiting = Waiting::Offered { length: message.length, operation: theirs, address };
+                self.matching.keep(header.context, message.label, waiting);
+            }
+        }
+    }
+
+    /// Whether it was a piece that is awaited.
+    fn take_piece(&mut self, peer: u32, operation: Operation, at: usize, piece: &[u8]) -> bool {
+        let Some(state) = self.operations.get_mut(operation as usize) else { return false };
+        let (progress, memory) = match &mut state.what {
+            What::Receive { got: Some(progress), memory, .. } => (progress, Some(memory)),
+            What::Discard { progress } => (progress, None),
+            _ => return false,
+        };
+        let end = at.saturating_add(piece.len());
+        if progress.message.label.source != peer || at != progress.come || end > progress.message.length {
+            return false;
+        }
+        if let Some(memory) = memory {
+            // Its length was looked at before the message was accepted.
+            memory.bytes()[at..end].copy_from_slice(piece);
+        }
+        progress.come = end;
+        let message = progress.message;
+        if end == message.length {
+            self.finish(operation, Ok(Some(message)));
+        }
+        true
+    }
+
+    // --- what goes ---
+
+    /// Sends one packet of those for a peer. Whether that was possible.
+    fn send_next(&mut self, peer: u32, transport: &mut impl Transport) -> Result<bool, Broken> {
+        let Some(first) = self.outgoing.get_mut(&peer).and_then(VecDeque::front_mut) else {
+            self.outgoing.remove(&peer);
+            return Ok(false);
+        };
+        let memory = |operation: Operation| match self.operations.get(operation as usize) {
+            Some(State { what: What::Send { memory, .. }, .. }) => Some(memory.bytes()),
+            _ => None,
+        };
+        let done = match first {
+            Outgoing::Packet(header, payload) => {
+                if !transport.try_send(peer, header, payload)? {
+                    return Ok(false);
+                }
+                None
+            }
+            Outgoing::Message(header, operation) => {
+                if !transport.try_send(peer, header, memory(*operation).unwrap_or_default())? {
+                    return Ok(false);
+                }
+                Some(*operation)
+            }
+            Outgoing::Pieces { operation, to, sent } => {
+                let bytes = memory(*operation).unwrap_or_default();
+                let end = bytes.len().min(*sent + transport.most(peer));
+                let header = Header {
+                    kind: Kind::Data as u32,
+                    context: 0,
+                    tag: 0,
+                    operation: *to,
+                    length: *sent as u64,
+                };
+                if !transport.try_send(peer, &header, &bytes[*sent..end])? {
+                    return Ok(false);
+                }
+                *sent = end;
+                if end < bytes.len() {
+                    return Ok(true);
+                }
+                Some(*operation)
+            }
+        };
+        if let Some(queue) = self.outgoing.get_mut(&peer) {
+            queue.pop_front();
+            if queue.is_empty() {
+                self.outgoing.remove(&peer);
+            }
+        }
+        if let Some(operation) = done {
+            self.finish(operation, Ok(None));
+        }
+        Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests;

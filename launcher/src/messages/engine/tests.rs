@@ -1,0 +1,250 @@
+//! Whole jobs in one thread: engines over a network that is a few queues, in any order that it allows.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// What is on its way, by sender and receiver.
+type Wires = Rc<RefCell<BTreeMap<(u32, u32), VecDeque<(Header, Vec<u8>)>>>>;
+
+struct Queues {
+    rank: u32,
+    wires: Wires,
+    /// Packets that fit between two ranks.
+    room: usize,
+    /// Whether a rank may read another's memory. All are in one process here.
+    fetches: bool,
+}
+
+const MOST: usize = 16;
+
+impl Transport for Queues {
+    fn most(&self, _: u32) -> usize {
+        MOST
+    }
+
+    fn try_send(&mut self, peer: u32, header: &Header, payload: &[u8]) -> Result<bool, Broken> {
+        assert!(payload.len() <= MOST);
+        let mut wires = self.wires.borrow_mut();
+        let wire = wires.entry((self.rank, peer)).or_default();
+        if wire.len() >= self.room {
+            return Ok(false);
+        }
+        wire.push_back((*header, payload.to_vec()));
+        Ok(true)
+    }
+
+    fn poll(&mut self, deliver: &mut impl FnMut(u32, &Header, &[u8])) -> Result<bool, Broken> {
+        let mut came = false;
+        let mut wires = self.wires.borrow_mut();
+        for ((from, to), wire) in wires.iter_mut() {
+            if *to == self.rank
+                && let Some((header, payload)) = wire.pop_front()
+            {
+                deliver(*from, &header, &payload);
+                came = true;
+            }
+        }
+        Ok(came)
+    }
+
+    #[expect(unsafe_code, reason = "what process_vm_readv does between processes")]
+    fn fetch(&mut self, _: u32, address: u64, into: &mut [u8]) -> Result<bool, Broken> {
+        if self.fetches {
+            let start = std::ptr::with_exposed_provenance::<u8>(usize::try_from(address).unwrap());
+            // SAFETY: the tests keep what they send until it is over.
+            into.copy_from_slice(unsafe { std::slice::from_raw_parts(start, into.len()) });
+        }
+        Ok(self.fetches)
+    }
+}
+
+fn engines(count: u32, room: usize, fetches: bool) -> Vec<Engine<Queues>> {
+    let wires = Wires::default();
+    (0..count)
+        .map(|rank| Engine::new(rank, Queues { rank, wires: Rc::clone(&wires), room, fetches }))
+        .collect()
+}
+
+#[expect(unsafe_code, reason = "the tests keep their memory as long as the engines")]
+fn lend(bytes: &[u8]) -> Lent {
+    let _ = bytes.as_ptr().expose_provenance();
+    // SAFETY: as the reason says.
+    unsafe { Lent::new(bytes) }
+}
+
+#[expect(unsafe_code, reason = "the tests keep their memory as long as the engines")]
+fn lend_mut(bytes: &mut [u8]) -> LentMut {
+    // SAFETY: as the reason says.
+    unsafe { LentMut::new(bytes) }
+}
+
+/// A message's bytes say who sent it and as which.
+fn bytes(source: u32, number: usize, length: usize) -> Vec<u8> {
+    (0..length).map(|place| (source as usize * 31 + number * 7 + place) as u8).collect()
+}
+
+#[derive(Clone, Debug)]
+struct Message {
+    source: u32,
+    to: u32,
+    tag: u32,
+    length: usize,
+}
+
+fn messages() -> impl Strategy<Value = Vec<Message>> {
+    let message = (0u32..3, 0u32..3, 0u32..2, prop_oneof![0usize..20, 15usize..18, 30usize..200])
+        .prop_map(|(source, to, tag, length)| Message { source, to, tag, length });
+    proptest::collection::vec(message, 0..24)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 8 } else { 600 }))]
+
+    /// Each rank has a receive for every message to it, with its source and tag or with a wildcard; all arrive whole, each
+    /// receive's in the order of its source.
+    #[test]
+    fn every_message_arrives_whole_and_in_order(
+        messages in messages(),
+        room in 1usize..4,
+        fetches: bool,
+        wild: bool,
+        order in proptest::collection::vec(0u8..9, 0..200),
+    ) {
+        let mut engines = engines(3, room, fetches);
+        let sent: Vec<Vec<u8>> = messages.iter().enumerate().map(|(number, message)| bytes(message.source, number, message.length)).collect();
+        let mut memory: Vec<Vec<u8>> = messages.iter().map(|message| vec![0; if wild { 200 } else { message.length }]).collect();
+        let (mut sends, mut receives) = (Vec::new(), Vec::new());
+        let (mut next_send, mut next_receive) = (0, 0);
+        let mut steps = order.into_iter();
+        loop {
+            match steps.next() {
+                Some(0..=2) if next_send < messages.len() => {
+                    let message = &messages[next_send];
+                    let engine = &mut engines[message.source as usize];
+                    let operation = engine.send(0, message.to, message.tag, lend(&sent[next_send])).unwrap();
+                    sends.extend(operation.map(|operation| (message.source, operation)));
+                    next_send += 1;
+                }
+                Some(3..=5) if next_receive < messages.len() => {
+                    let message = &messages[next_receive];
+                    let wanted = if wild { Wanted { source: None, tag: None } }
+                        else { Wanted { source: Some(message.source), tag: Some(message.tag) } };
+                    let engine = &mut engines[message.to as usize];
+                    receives.push((message.to, engine.receive(0, wanted, lend_mut(&mut memory[next_receive]))));
+                    next_receive += 1;
+                }
+                Some(rank) => { engines[rank as usize % 3].progress(); }
+                None if next_send < messages.len() || next_receive < messages.len() => {
+                    steps = vec![0, 3].into_iter();
+                }
+                None => break,
+            }
+        }
+        for _ in 0..10_000 {
+            let did: Vec<bool> = engines.iter_mut().map(Engine::progress).collect();
+            if !did.contains(&true) { break; }
+        }
+        for (rank, operation) in sends {
+            prop_assert_eq!(engines[rank as usize].take_outcome(operation), Some(Ok(None)));
+        }
+        // Which message each receive got: of a source and tag, or to a rank, in the order of sending.
+        let mut taken = vec![false; messages.len()];
+        for ((rank, operation), memory) in receives.iter().zip(&memory) {
+            let outcome = engines[*rank as usize].take_outcome(*operation);
+            let Some(Ok(Some(Received { label, length }))) = outcome else { panic!("{outcome:?}") };
+            let found = messages.iter().enumerate().position(|(number, message)| {
+                !taken[number] && message.to == *rank && message.source == label.source
+                    && (wild || message.tag == label.tag)
+            });
+            let number = found.unwrap();
+            taken[number] = true;
+            prop_assert_eq!((messages[number].tag, messages[number].length), (label.tag, length));
+            prop_assert!(memory[..length] == sent[number][..]);
+        }
+        for engine in &engines {
+            prop_assert!(engine.core.operations.is_empty() && engine.core.outgoing.is_empty());
+        }
+    }
+}
+
+#[test]
+fn a_message_too_long_for_its_receive_is_an_error_there_and_over_for_its_sender() {
+    for length in [MOST, 5 * MOST] {
+        let mut engines = engines(2, 4, false);
+        let (sent, mut room) = (bytes(0, 0, length), [0; 3]);
+        let send = engines[0].send(0, 1, 7, lend(&sent)).unwrap();
+        let receive = engines[1].receive(0, Wanted { source: None, tag: Some(7) }, lend_mut(&mut room));
+        (0..5).for_each(|_| engines.iter_mut().for_each(|engine| _ = engine.progress()));
+        let message = Received { label: Label { source: 0, tag: 7 }, length };
+        assert_eq!(engines[1].take_outcome(receive), Some(Err(Failure::TooLong(message))));
+        assert!(send.is_none_or(|send| engines[0].is_over(send)));
+        assert_eq!(room, [0; 3]);
+    }
+}
+
+#[test]
+fn what_a_cancelled_receive_still_gets_goes_nowhere() {
+    let mut engines = engines(2, 4, false);
+    let (sent, mut first, mut second) = (bytes(0, 0, 100), [0; 100], [0; 100]);
+    let send = engines[0].send(0, 1, 0, lend(&sent)).unwrap().unwrap();
+    let receive = engines[1].receive(0, Wanted { source: Some(0), tag: None }, lend_mut(&mut first));
+    while engines[1].core.operations[receive as usize].what.come() < 32 {
+        engines.iter_mut().for_each(|engine| _ = engine.progress());
+    }
+    engines[1].cancel(receive);
+    let before = first;
+    let other = engines[1].receive(0, Wanted { source: Some(0), tag: None }, lend_mut(&mut second));
+    assert_ne!(receive, other);
+    (0..20).for_each(|_| engines.iter_mut().for_each(|engine| _ = engine.progress()));
+    assert!(first == before && engines[0].is_over(send) && !engines[1].is_over(other));
+    assert_eq!(engines[1].core.operations.len(), 1);
+}
+
+#[test]
+fn who_waits_for_a_lost_peer_hears_of_it_and_others_do_not() {
+    let mut engines = engines(3, 1, false);
+    let (sent, mut from_it, mut from_any) = (bytes(0, 0, 100), [0; 8], [0; 8]);
+    let send = engines[0].send(0, 1, 0, lend(&sent)).unwrap().unwrap();
+    let receive = engines[0].receive(0, Wanted { source: Some(1), tag: None }, lend_mut(&mut from_it));
+    let any = engines[0].receive(0, Wanted { source: None, tag: None }, lend_mut(&mut from_any));
+    let broken = Broken { peer: 1, why: "gone".to_owned() };
+    engines[0].core.lose(&broken);
+    for operation in [send, receive] {
+        assert_eq!(engines[0].take_outcome(operation), Some(Err(Failure::Broken(broken.clone()))));
+    }
+    assert!(!engines[0].is_over(any));
+    assert_eq!(engines[0].send(0, 1, 0, lend(&sent)).unwrap_err(), Failure::Broken(broken));
+    engines[2].send(0, 0, 3, lend(&sent[..8])).unwrap();
+    engines[0].progress();
+    assert_eq!(engines[0].take_outcome(any).unwrap().unwrap().unwrap().length, 8);
+    assert!(from_any == sent[..8]);
+}
+
+#[test]
+fn nonsense_costs_the_peer_its_connection_and_nothing_else() {
+    let kinds = [0, 1, 2, 4, 9];
+    for kind in kinds {
+        let mut engines = engines(2, 4, false);
+        let mut room = [0; 8];
+        let receive = engines[0].receive(0, Wanted { source: Some(1), tag: None }, lend_mut(&mut room));
+        let header = Header { kind, context: 9, tag: 0, operation: receive, length: 1 << 40 };
+        engines[1].transport.try_send(0, &header, &[1, 2]).unwrap();
+        engines[0].progress();
+        assert!(matches!(engines[0].take_outcome(receive), Some(Err(Failure::Broken(_)))), "{kind}");
+        assert_eq!(room, [0; 8]);
+    }
+}
+
+impl What {
+    fn come(&self) -> usize {
+        match self {
+            Self::Receive { got: Some(got), .. } => got.come,
+            _ => 0,
+        }
+    }
+}

@@ -1,0 +1,16 @@
+//! Messages between ranks: what a program sends and receives, whatever carries it.
+
+mod communicator;
+pub(crate) mod engine;
+pub(crate) mod lent;
+pub(crate) mod matching;
+mod request;
+mod scope;
+mod select;
+mod world;
+
+pub use communicator::Communicator;
+pub use request::{Completed, Request, wait_all, wait_any};
+pub use scope::{Pending, Scope};
+pub use select::{Any, Source, Status, Tag};
+pub(crate) use world::World;

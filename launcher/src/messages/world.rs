@@ -1,0 +1,261 @@
+//! What all communicators of a rank share: the engine, and the news from the exchange.
+
+use std::any::Any;
+use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use roce_bootstrap::{Bootstrap, Event};
+
+use crate::error::{Error, Result};
+use crate::messages::engine::{Engine, Failure, Operation, Outcome, Received};
+use crate::messages::lent::{Lent, LentMut};
+use crate::messages::matching::{Context, Wanted};
+use crate::transport::Transports;
+
+/// A look at the engine that finds nothing, so many times, before others get the CPU: where ranks share one, they wait for each
+/// other.
+const SPINS: u32 = 200;
+/// So many of these between two looks at the clock and at the news.
+const LOOKS: u32 = 1000;
+/// A rank that has waited so long looks less often, and leaves the CPU to others.
+const PATIENCE: Duration = Duration::from_millis(20);
+const NAP: Duration = Duration::from_micros(50);
+
+/// One rank of the job.
+pub(crate) struct World {
+    pub(crate) rank: u32,
+    engine: RefCell<Engine<Transports>>,
+    exchange: RefCell<Option<Bootstrap>>,
+    /// Every rank's node, for messages.
+    nodes: Vec<String>,
+    timeout: Cell<Option<Duration>>,
+    /// Why there is no job any more.
+    over: RefCell<Option<String>>,
+    /// What programs sent without waiting for the end.
+    left: RefCell<Vec<(Operation, Box<dyn Any>)>>,
+    /// No communicator that this rank knows has this context or a higher one.
+    next_context: Cell<Context>,
+}
+
+impl World {
+    pub(crate) fn new(exchange: Bootstrap, transports: Transports) -> Self {
+        let rank = exchange.rank();
+        let nodes = (0..exchange.size()).map(|rank| exchange.node_of(rank).to_owned()).collect();
+        Self {
+            rank,
+            engine: RefCell::new(Engine::new(rank, transports)),
+            exchange: RefCell::new(Some(exchange)),
+            nodes,
+            timeout: Cell::new(None),
+            over: RefCell::new(None),
+            left: RefCell::default(),
+            next_context: Cell::new(2),
+        }
+    }
+
+    pub(crate) fn size(&self) -> u32 {
+        u32::try_from(self.nodes.len()).unwrap_or(u32::MAX)
+    }
+
+    pub(crate) fn node_of(&self, rank: u32) -> &str {
+        self.nodes.get(rank as usize).map_or("?", String::as_str)
+    }
+
+    /// How long an operation may be waited for.
+    pub(crate) fn set_timeout(&self, timeout: Option<Duration>) {
+        self.timeout.set(timeout);
+    }
+
+    pub(crate) fn next_context(&self) -> Context {
+        self.next_context.get()
+    }
+
+    pub(crate) fn set_next_context(&self, context: Context) {
+        self.next_context.set(context);
+    }
+
+    /// The exchange, as long as this rank has not left it.
+    pub(crate) fn with_exchange<T>(&self, act: impl FnOnce(&mut Bootstrap) -> T) -> Option<T> {
+        self.exchange.borrow_mut().as_mut().map(act)
+    }
+
+    /// Takes it out: nothing can be waited for any more.
+    pub(crate) fn take_exchange(&self) -> Option<Bootstrap> {
+        self.exchange.borrow_mut().take()
+    }
+
+    pub(crate) fn with_engine<T>(&self, act: impl FnOnce(&mut Engine<Transports>) -> T) -> T {
+        act(&mut self.engine.borrow_mut())
+    }
+
+    /// Starts to send.
+    pub(crate) fn start_send(
+        &self,
+        context: Context,
+        peer: u32,
+        tag: u32,
+        memory: Lent,
+    ) -> Result<Option<Operation>> {
+        self.check_over()?;
+        self.engine.borrow_mut().send(context, peer, tag, memory).map_err(|failure| self.error(&failure, 0))
+    }
+
+    /// Starts to receive.
+    pub(crate) fn start_receive(
+        &self,
+        context: Context,
+        wanted: Wanted,
+        memory: LentMut,
+    ) -> Result<Operation> {
+        self.check_over()?;
+        Ok(self.engine.borrow_mut().receive(context, wanted, memory))
+    }
+
+    /// Waits for an operation; it is forgotten then, whatever became of it. `room` is its memory's length.
+    pub(crate) fn wait(
+        &self,
+        operation: Operation,
+        room: usize,
+        what: &dyn fmt::Display,
+    ) -> Result<Option<Received>> {
+        let unfinished = Unfinished { world: self, operation };
+        let outcome = self.wait_until(what, |engine| engine.take_outcome(operation))?;
+        std::mem::forget(unfinished);
+        outcome.map_err(|failure| self.error(&failure, room))
+    }
+
+    /// The outcome of an operation that is over.
+    pub(crate) fn outcome(&self, operation: Operation, room: usize) -> Option<Result<Option<Received>>> {
+        let outcome: Option<Outcome> = self.engine.borrow_mut().take_outcome(operation);
+        outcome.map(|outcome| outcome.map_err(|failure| self.error(&failure, room)))
+    }
+
+    /// Forgets an operation that is not over. Who was offered the bytes of a send could still fetch them, which may be others
+    /// by then: the job is over.
+    pub(crate) fn cancel(&self, operation: Operation) {
+        let offered = self.with_engine(|engine| {
+            let offered = engine.is_offered(operation);
+            engine.cancel(operation);
+            offered
+        });
+        if offered && self.over.borrow().is_none() {
+            let reason = format!("rank {} gave up a send that its receiver knew of", self.rank);
+            if let Some(exchange) = self.take_exchange() {
+                exchange.abort(&reason);
+            }
+            *self.over.borrow_mut() = Some(reason);
+        }
+    }
+
+    /// Keeps what an unfinished send needs until it is over.
+    pub(crate) fn keep(&self, operation: Operation, memory: Box<dyn Any>) {
+        self.left.borrow_mut().push((operation, memory));
+    }
+
+    /// Does what can be done now.
+    pub(crate) fn progress(&self) -> bool {
+        let mut engine = self.engine.borrow_mut();
+        let did = engine.progress();
+        let mut left = self.left.borrow_mut();
+        if !left.is_empty() {
+            left.retain(|(operation, _)| engine.take_outcome(*operation).is_none());
+        }
+        did
+    }
+
+    /// Looks again and again until there is something.
+    pub(crate) fn wait_until<T>(
+        &self,
+        what: &dyn fmt::Display,
+        mut look: impl FnMut(&mut Engine<Transports>) -> Option<T>,
+    ) -> Result<T> {
+        let mut started = None;
+        let mut idle = 0_u32;
+        loop {
+            if let Some(found) = look(&mut self.engine.borrow_mut()) {
+                return Ok(found);
+            }
+            if self.progress() {
+                idle = 0;
+                continue;
+            }
+            idle = idle.saturating_add(1);
+            if idle < SPINS {
+                std::hint::spin_loop();
+                continue;
+            }
+            thread::yield_now();
+            if !idle.is_multiple_of(LOOKS) && idle > SPINS {
+                continue;
+            }
+            let waited = started.get_or_insert_with(Instant::now).elapsed();
+            self.hear()?;
+            if let Some(timeout) = self.timeout.get()
+                && waited > timeout
+            {
+                return Err(Error::TimedOut { rank: self.rank, what: what.to_string(), waited });
+            }
+            if waited > PATIENCE {
+                thread::sleep(NAP);
+                // The next look at the news comes soon: a nap is long against a look.
+                idle = LOOKS - LOOKS / 20;
+            }
+        }
+    }
+
+    /// The news from the exchange.
+    fn hear(&self) -> Result<()> {
+        self.check_over()?;
+        let Some(Some(event)) = self.with_exchange(Bootstrap::poll_event) else { return Ok(()) };
+        *self.over.borrow_mut() = Some(match event {
+            Event::Lost { rank, node, why } => format!("{} is gone: {why}", name(rank, &node)),
+            Event::Aborted { rank, node, reason } => format!("{} called abort: {reason}", name(rank, &node)),
+            Event::Failed { reason } => reason,
+            other => format!("{other:?}"),
+        });
+        self.check_over()
+    }
+
+    fn check_over(&self) -> Result<()> {
+        match self.over.borrow().as_ref() {
+            Some(why) => Err(Error::Over { why: why.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    pub(crate) fn error(&self, failure: &Failure, room: usize) -> Error {
+        match failure {
+            Failure::TooLong(Received { label, length }) => Error::TooLong {
+                source_rank: label.source,
+                node: self.node_of(label.source).to_owned(),
+                tag: label.tag,
+                length: *length,
+                room,
+            },
+            Failure::Broken(broken) => Error::PeerLost {
+                rank: self.rank,
+                peer: broken.peer,
+                node: self.node_of(broken.peer).to_owned(),
+                why: broken.why.clone(),
+            },
+        }
+    }
+}
+
+/// Has an operation forgotten, also where the thread unwinds: its memory may be gone soon.
+struct Unfinished<'a> {
+    world: &'a World,
+    operation: Operation,
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        self.world.cancel(self.operation);
+    }
+}
+
+fn name(rank: Option<u32>, node: &str) -> String {
+    rank.map_or_else(|| format!("a rank on {node}"), |rank| format!("rank {rank} ({node})"))
+}

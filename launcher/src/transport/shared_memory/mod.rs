@@ -1,0 +1,202 @@
+//! Packets between ranks of one node, through memory that they share. Nothing here waits.
+//!
+//! Every rank has an [`inbox`] with a [`ring`] for each rank of the node. Its [`Card`], which the exchange carries, says where
+//! the others find it; they map it when they first want to send. Long messages need not go through it where a rank may
+//! read another's memory: [`single_copy`].
+
+mod inbox;
+mod ring;
+mod single_copy;
+
+use nix::errno::Errno;
+use serde::{Deserialize, Serialize};
+
+use self::inbox::{Inbox, Layout, Outgoing};
+use self::ring::most;
+use super::{Broken, Header, Transport};
+
+/// Packets from one peer that one poll gives at most, so that nobody is starved.
+const TURN: usize = 16;
+
+/// How other ranks of the node find this one.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Card {
+    pid: i32,
+    /// Its inbox, in the list of its open files.
+    descriptor: i32,
+    /// The first bytes of its inbox, and also at `address`.
+    token: [u8; 16],
+    address: u64,
+}
+
+/// What a rank knows of a peer that it has connected to.
+#[derive(Debug)]
+struct Peer {
+    outgoing: Outgoing,
+    card: Card,
+    /// Whether its memory may be read, and why not; once it was tried.
+    readable: Option<Result<(), String>>,
+}
+
+/// The peers of one node.
+#[derive(Debug)]
+pub(crate) struct SharedMemory {
+    /// The node's ranks, ascending.
+    ranks: Vec<u32>,
+    /// This one's place among them.
+    place: usize,
+    layout: Layout,
+    /// For each of `ranks`.
+    peers: Vec<Option<Peer>>,
+    /// Who sent last, among the inbox's senders.
+    last: usize,
+    /// Here a packet's payload is while it is delivered.
+    packet: Box<[u8]>,
+    inbox: Inbox,
+    /// The others read it where it is.
+    token: Box<[u8; 16]>,
+}
+
+impl SharedMemory {
+    /// For a rank and all ranks of its node, itself among them; all of them must name the same.
+    ///
+    /// # Errors
+    /// If the operating system gives no memory or no random bytes.
+    pub(crate) fn new(rank: u32, mut ranks: Vec<u32>) -> Result<Self, String> {
+        ranks.sort_unstable();
+        ranks.dedup();
+        let place = ranks.binary_search(&rank).map_err(|_| format!("rank {rank} is not on its own node"))?;
+        let mut token = Box::new([0; 16]);
+        getrandom::fill(token.as_mut_slice()).map_err(|error| format!("no random bytes: {error}"))?;
+        let layout = Layout::new(ranks.len());
+        let inbox = Inbox::new(layout, *token)
+            .map_err(|error| format!("no memory to share with other ranks: {error}"))?;
+        let peers = ranks.iter().map(|_| None).collect();
+        let packet = vec![0; most(layout.payload)].into();
+        Ok(Self { ranks, place, layout, peers, last: 0, packet, inbox, token })
+    }
+
+    pub(crate) fn card(&self) -> Card {
+        Card {
+            pid: nix::unistd::Pid::this().as_raw(),
+            descriptor: self.inbox.descriptor(),
+            token: *self.token,
+            address: self.token.as_ptr() as u64,
+        }
+    }
+
+    /// The place of a rank among the node's.
+    #[inline]
+    fn place_of(&self, rank: u32) -> Option<usize> {
+        // Mostly a node's ranks are in a row.
+        let guess = rank.wrapping_sub(self.ranks[0]) as usize;
+        if self.ranks.get(guess) == Some(&rank) { Some(guess) } else { self.ranks.binary_search(&rank).ok() }
+    }
+
+    #[inline]
+    fn peer(&mut self, rank: u32) -> Result<&mut Peer, Broken> {
+        let place = self.place_of(rank);
+        place
+            .and_then(|place| self.peers[place].as_mut())
+            .ok_or_else(|| Broken { peer: rank, why: "its inbox has not been opened".to_owned() })
+    }
+
+    /// Makes a peer one that packets can be sent to; does nothing if it's one already. Packets from it need nothing.
+    ///
+    /// # Errors
+    /// Why there is no way to it through shared memory.
+    pub(crate) fn connect(&mut self, peer: u32, card: &Card) -> Result<(), Broken> {
+        let broken = |why| Broken { peer, why };
+        let place = self.place_of(peer).ok_or_else(|| broken("it is on another node".to_owned()))?;
+        if self.peers[place].is_none() {
+            let Card { pid, descriptor, token, .. } = *card;
+            let outgoing =
+                Outgoing::open(self.layout, pid, descriptor, token, self.place).map_err(|error| {
+                    broken(format!("its inbox /proc/{pid}/fd/{descriptor} cannot be shared: {error}"))
+                })?;
+            self.peers[place] = Some(Peer { outgoing, card: card.clone(), readable: None });
+        }
+        Ok(())
+    }
+
+    /// Whether the memory of a connected peer may be read, and else why not. Only the first call for a peer asks the system.
+    ///
+    /// # Errors
+    /// The reason.
+    pub(crate) fn readable(&mut self, peer: u32) -> Result<(), String> {
+        let Peer { card, readable, .. } = self.peer(peer).map_err(|broken| broken.why)?;
+        readable.get_or_insert_with(|| single_copy::permitted(card.pid, card.address, &card.token)).clone()
+    }
+
+    /// Fills `to` with what is at `address` in the memory of a connected peer.
+    ///
+    /// # Errors
+    /// If the memory can't be read, or is not there.
+    pub(crate) fn fetch(&mut self, peer: u32, address: u64, to: &mut [u8]) -> Result<(), Broken> {
+        let broken = |why| Broken { peer, why };
+        self.readable(peer).map_err(broken)?;
+        let pid = self.peer(peer)?.card.pid;
+        single_copy::read(pid, address, to).map_err(|errno| {
+            let problem = match errno {
+                Errno::ESRCH => "its process has ended",
+                _ => errno.desc(),
+            };
+            broken(format!("reading {} bytes of its memory at {address:#x}: {problem}", to.len()))
+        })
+    }
+}
+
+impl Transport for SharedMemory {
+    fn most(&self, _: u32) -> usize {
+        most(self.layout.payload)
+    }
+
+    #[inline]
+    fn try_send(&mut self, peer: u32, header: &Header, payload: &[u8]) -> Result<bool, Broken> {
+        let writer = self.peer(peer)?.outgoing.writer();
+        writer.try_push(header, payload).map_err(|garbage| overwritten(peer, garbage))
+    }
+
+    #[inline]
+    fn poll(&mut self, deliver: &mut impl FnMut(u32, &Header, &[u8])) -> Result<bool, Broken> {
+        if self.inbox.knocked() {
+            self.inbox.admit();
+        }
+        let mut any = false;
+        let count = self.inbox.senders();
+        let first = self.last;
+        for turn in 0..count {
+            let index = if first + turn < count { first + turn } else { first + turn - count };
+            let (place, reader) = self.inbox.sender(index);
+            let rank = self.ranks[place];
+            for _ in 0..TURN {
+                match reader.pop(&mut self.packet) {
+                    Ok(None) => break,
+                    Ok(Some((header, length))) => {
+                        any = true;
+                        self.last = index;
+                        deliver(rank, &header, &self.packet[..length]);
+                    }
+                    Err(garbage) => {
+                        let broken = overwritten(rank, garbage);
+                        // Its end can't be found again, so nothing more is read from it.
+                        self.inbox.shut(index);
+                        self.last = 0;
+                        return Err(broken);
+                    }
+                }
+            }
+        }
+        Ok(any)
+    }
+}
+
+fn overwritten(peer: u32, garbage: ring::Garbage) -> Broken {
+    let why =
+        format!("the memory shared with it holds what no rank wrote ({garbage}); something overwrote it");
+    Broken { peer, why }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,237 @@
+use std::cell::UnsafeCell;
+
+use proptest::prelude::*;
+
+use super::*;
+
+#[repr(C, align(64))]
+struct Line(UnsafeCell<[u8; LINE]>);
+
+/// A ring's memory: lines and payload, with one line more on either side of each.
+struct Memory {
+    lines: Box<[Line]>,
+    payload: Box<[Line]>,
+    taken: Box<AtomicU32>,
+}
+
+// SAFETY: it's accessed through its two ends, which are made for two threads.
+unsafe impl Sync for Memory {}
+
+const EDGE: u8 = 0xA5;
+
+impl Memory {
+    /// With so many bytes for long payloads.
+    fn new(bytes: u32) -> Self {
+        let edged = |lines| {
+            let line = |byte| Line(UnsafeCell::new([byte; LINE]));
+            (0..lines + 2).map(|index| line(if (1..=lines).contains(&index) { 0 } else { EDGE })).collect()
+        };
+        Self { lines: edged(LINES), payload: edged(bytes / LINE as u32), taken: Box::default() }
+    }
+
+    fn place(&self) -> Place {
+        // From the slice's pointer, not a line's, so that it may go on behind the line.
+        let inner = |lines: &[Line]| lines.as_ptr().wrapping_add(1).cast_mut().cast::<u8>();
+        Place {
+            lines: inner(&self.lines),
+            payload: inner(&self.payload),
+            bytes: (self.payload.len() - 2) as u32 * LINE as u32,
+            taken: &raw const *self.taken,
+        }
+    }
+
+    /// Both ends, as if so many lines and bytes had gone through the ring.
+    fn ends(&self, position: u32, payload: u32) -> (Writer, Reader) {
+        // SAFETY: the tests keep the memory for as long as the ends, and make them once.
+        let (writer, reader) = unsafe { (Writer::new(self.place()), Reader::new(self.place())) };
+        (writer.from(position, payload), reader.from(position, payload))
+    }
+
+    fn forge(&self, position: u32, length: u32) {
+        self.place().stamp(position).store(stamp(position, length), Ordering::Release);
+    }
+
+    fn edges_untouched(&self) -> bool {
+        let untouched = |lines: &[Line]| {
+            // SAFETY: nobody else has the memory now.
+            [0, lines.len() - 1].iter().all(|edge| unsafe { *lines[*edge].0.get() == [EDGE; LINE] })
+        };
+        untouched(&self.lines) && untouched(&self.payload)
+    }
+}
+
+fn header(operation: u32, length: usize) -> Header {
+    Header { kind: 1, context: 2, tag: 3, operation, length: length as u64 }
+}
+
+fn payload(number: u32, length: usize) -> Vec<u8> {
+    (0..length as u32).map(|index| number.wrapping_mul(31).wrapping_add(index) as u8).collect()
+}
+
+fn buffer(memory: &Memory) -> Vec<u8> {
+    vec![0; most(memory.place().bytes)]
+}
+
+#[test]
+fn a_ring_holds_four_of_the_longest_packets_or_64_short_ones() {
+    for bytes in [256, 32 << 10] {
+        let memory = Memory::new(bytes);
+        let (mut writer, mut reader) = memory.ends(u32::MAX - 70, 0_u32.wrapping_sub(2 * bytes));
+        let mut buffer = buffer(&memory);
+        for lap in 0..10 {
+            for (count, length) in [(4, most(bytes)), (64, 32)] {
+                let sent = payload(lap, length);
+                let fits =
+                    (0..100).take_while(|_| writer.try_push(&header(lap, length), &sent).unwrap()).count();
+                // Later the reader has taken a little more than it has told.
+                assert!(fits == count || (lap > 0 && (count - count / 4..count).contains(&fits)), "{fits}");
+                for _ in 0..fits {
+                    assert_eq!(reader.pop(&mut buffer).unwrap(), Some((header(lap, length), length)));
+                    assert_eq!(buffer[..length], sent);
+                }
+                assert_eq!(reader.pop(&mut buffer).unwrap(), None);
+            }
+        }
+        assert!(memory.edges_untouched());
+    }
+}
+
+#[test]
+fn a_length_that_leads_outside_is_refused() {
+    for bytes in [256, 32 << 10] {
+        for length in [most(bytes) + 1, bytes as usize, VALID as usize - 1] {
+            for position in [0, LINES - 1, u32::MAX] {
+                let memory = Memory::new(bytes);
+                let (_, mut reader) = memory.ends(position, 0);
+                memory.forge(position, length as u32);
+                assert_eq!(reader.pop(&mut buffer(&memory)), Err(Garbage::Length(length)));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_reader_that_took_what_was_not_written_is_refused() {
+    let memory = Memory::new(256);
+    let (mut writer, _) = memory.ends(0, 0);
+    while writer.try_push(&header(0, 0), &[]).unwrap() {}
+    for taken in [65, 1 << 31, u32::MAX] {
+        memory.taken.store(taken, Ordering::Release);
+        assert_eq!(writer.try_push(&header(0, 0), &[]), Err(Garbage::Taken { taken, written: 64 }));
+    }
+}
+
+/// The whole memory of a ring is what another process may have made of it.
+#[test]
+fn garbage_never_leads_outside() {
+    for seed in 0..if cfg!(miri) { 20 } else { 2000_u32 } {
+        let memory = Memory::new(1024);
+        let position = [0, u32::MAX - 3][seed as usize % 2];
+        let (mut writer, mut reader) = memory.ends(position, position & !63);
+        let mut buffer = buffer(&memory);
+        let mut state = u64::from(seed);
+        let mut random = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) as u32
+        };
+        for _ in 0..50 {
+            let at = if random() % 2 == 0 { reader.position } else { position.wrapping_add(random() % 32) };
+            memory.forge(at, random() % 300);
+            if random() % 4 == 0 {
+                memory.taken.store(position.wrapping_add(random() % 64), Ordering::Relaxed);
+            }
+            let _ = writer.try_push(&header(0, 0), &vec![0xFF; random() as usize % 257]);
+            let _ = reader.pop(&mut buffer);
+        }
+        assert!(memory.edges_untouched());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 10 } else { 2000 }))]
+    /// Against a queue: packets (some) and takes (none) in any order.
+    #[test]
+    fn what_goes_in_comes_out_in_order(
+        bytes in prop::sample::select(vec![256_u32, 1024, 4096]),
+        before_wrap in 0_u32..40,
+        steps in prop::collection::vec(prop::option::weighted(0.6, (0.0..1.0_f64, any::<bool>())), 0..200),
+    ) {
+        let memory = Memory::new(bytes);
+        let (mut writer, mut reader) = memory.ends(u32::MAX - before_wrap, 0_u32.wrapping_sub(before_wrap * 64));
+        let mut buffer = buffer(&memory);
+        let mut model = std::collections::VecDeque::new();
+        for (number, step) in (0..).zip(&steps) {
+            if let Some((fraction, short)) = step {
+                let length = (fraction * (if *short { 40 } else { most(bytes) } + 1) as f64) as usize;
+                let bytes = payload(number, length);
+                if writer.try_push(&header(number, length), &bytes).unwrap() {
+                    model.push_back((header(number, length), bytes));
+                } else {
+                    prop_assert!(!model.is_empty(), "an empty ring has room");
+                }
+            } else {
+                let taken = reader.pop(&mut buffer).unwrap();
+                let taken = taken.map(|(header, length)| (header, buffer[..length].to_vec()));
+                prop_assert_eq!(taken, model.pop_front());
+            }
+        }
+        prop_assert!(memory.edges_untouched());
+    }
+}
+
+/// Two threads; under Miri, which reports every access that the stamps don't order, with fewer packets.
+#[test]
+fn two_threads_agree() {
+    let packets = if cfg!(miri) { 150 } else { 20_000 };
+    for bytes in [256, 4096] {
+        let memory = Memory::new(bytes);
+        let length = |number: u32| number.wrapping_mul(2_654_435_761) as usize >> 16 & 0xFFFF_FFFF;
+        let length = |number: u32| match number % 3 {
+            0 => length(number) % (most(bytes) + 1),
+            _ => length(number) % 33,
+        };
+        let memory = &memory;
+        let (mut writer, mut reader) = {
+            // SAFETY: made once each; the memory outlives the threads.
+            unsafe { (Ends(Writer::new(memory.place())), Ends(Reader::new(memory.place()))) }
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                let writer = writer.get();
+                for number in 0..packets {
+                    let bytes = payload(number, length(number));
+                    while !writer.try_push(&header(number, bytes.len()), &bytes).unwrap() {
+                        std::thread::yield_now();
+                    }
+                }
+            });
+            scope.spawn(move || {
+                let reader = reader.get();
+                let mut buffer = buffer(memory);
+                for number in 0..packets {
+                    let (got, bytes) = loop {
+                        match reader.pop(&mut buffer).unwrap() {
+                            Some(packet) => break packet,
+                            None => std::thread::yield_now(),
+                        }
+                    };
+                    assert_eq!(got, header(number, length(number)));
+                    assert_eq!(buffer[..bytes], payload(number, length(number)));
+                }
+            });
+        });
+        assert!(memory.edges_untouched());
+    }
+}
+
+struct Ends<T>(T);
+
+// SAFETY: an end's pointers lead to memory that is made for two threads and outlives them.
+unsafe impl<T> Send for Ends<T> {}
+
+impl<T> Ends<T> {
+    /// As a method, so that a closure takes the whole.
+    fn get(&mut self) -> &mut T {
+        &mut self.0
+    }
+}
