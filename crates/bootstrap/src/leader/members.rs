@@ -26,8 +26,8 @@ impl Leader {
         connection.role = Role::Member { local, process };
         self.members.insert(local, id);
         self.strangers[0].remove(&id);
-        if let Some(fault) = self.core.fault().cloned() {
-            self.tell(id, &ToMember::Fault(fault), None);
+        if self.core.fault().is_some() && id != self.own {
+            self.tell_fault(id);
         }
         if self.members.len() == self.layout.local_size() as usize {
             self.local = None;
@@ -40,10 +40,35 @@ impl Leader {
         self.flush(id);
     }
 
+    fn tell_fault(&mut self, id: u64) {
+        if let Some(fault) = self.core.fault().cloned() {
+            self.tell(id, &ToMember::Fault(fault), None);
+        }
+    }
+
+    /// A fault came: all other ranks of this node hear of it at once.
+    pub(super) fn tell_others_of_fault(&mut self) {
+        let others: Vec<u64> = self.members.values().copied().filter(|id| *id != self.own).collect();
+        for id in others {
+            self.tell_fault(id);
+        }
+    }
+
+    /// This process's own rank hears of a fault last.
+    pub(super) fn tell_own_rank_of_fault(&mut self) {
+        let now = self.now();
+        let held = self.hold_end().is_some_and(|end| now < end);
+        let is_member = self.members.values().any(|id| *id == self.own);
+        if self.core.fault().is_some() && !self.own_told && !held && is_member {
+            self.own_told = true;
+            self.tell_fault(self.own);
+        }
+    }
+
     pub(super) fn tell_all(&mut self, message: &ToMember, descriptor: Option<&Rc<OwnedFd>>) {
         let frame = plain_frame(&message.encode());
         let mut members: Vec<u64> = self.members.values().copied().collect();
-        // This process's own rank last: the process may end as soon as it knows.
+        // This process's own rank last: the process may go on and end as soon as it has it.
         members.sort_by_key(|id| *id == self.own);
         for id in members {
             self.queue(id, Rc::clone(&frame), descriptor.cloned());

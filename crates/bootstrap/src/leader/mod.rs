@@ -45,6 +45,8 @@ const UNACKNOWLEDGED: Duration = Duration::from_millis(1000);
 const LOOK: Duration = Duration::from_millis(500);
 /// How long a leader stays after a fault, for neighbours that come late; unless its process ends before.
 const LINGER: Duration = Duration::from_secs(1);
+/// How long this process's own rank hears nothing of a fault then: the process may end as soon as it knows.
+const HOLD: Duration = Duration::from_millis(250);
 /// How long the end waits for what is on its way: after a fault, and after all have left.
 const LAST_WORDS: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(1)];
 /// Bytes per read.
@@ -103,6 +105,8 @@ struct Leader {
     counters: Counters,
     /// When the fault came.
     failed: Duration,
+    /// Does this process's own rank know of it?
+    own_told: bool,
     beat: Duration,
     look: Duration,
     stopped: BTreeMap<u32, Duration>,
@@ -175,6 +179,7 @@ impl Leader {
             own: FIRST,
             counters: Counters::default(),
             failed: Duration::ZERO,
+            own_told: false,
             beat: HEARTBEAT,
             look: LOOK,
             stopped: BTreeMap::new(),
@@ -226,11 +231,21 @@ impl Leader {
         self.connections.contains_key(&self.own) || self.linger_end().is_some_and(|end| self.now() < end)
     }
 
-    /// After a fault while ranks join, neighbours that come late are told of it, rather than left to wait for this node.
+    /// After a fault while ranks join, ranks of this node and neighbours that come late are told of it, rather than left to wait
+    /// for this node.
     fn linger_end(&self) -> Option<Duration> {
-        let fault = self.core.fault().filter(|fault| fault.kind != FaultKind::Missing);
-        let unmet = self.network.is_some() && self.core.number() == 0;
-        fault.filter(|_| unmet).map(|_| self.failed + LINGER)
+        self.is_awaited().then(|| self.failed + LINGER)
+    }
+
+    /// Until when this process's own rank is not told of a fault.
+    fn hold_end(&self) -> Option<Duration> {
+        (self.is_awaited() && !self.own_told).then(|| self.failed + HOLD)
+    }
+
+    /// Has a fault come before everybody had?
+    fn is_awaited(&self) -> bool {
+        let fault = self.core.fault().is_some_and(|fault| fault.kind != FaultKind::Missing);
+        fault && self.core.number() == 0 && (self.network.is_some() || self.local.is_some())
     }
 
     fn now(&self) -> Duration {

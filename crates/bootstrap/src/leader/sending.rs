@@ -69,16 +69,16 @@ impl Leader {
                 }
                 Output::Fail { fault, except } => {
                     self.failed = self.now();
-                    // First the neighbours: this process may end as soon as its own rank knows.
                     let links: Vec<Link> = self.peers.keys().copied().collect();
                     for link in links.into_iter().filter(|link| Some(*link) != except) {
                         self.send_peer(link, &BetweenLeaders::Fault(fault.clone()));
                     }
-                    self.tell_all(&ToMember::Fault(fault), None);
+                    self.tell_others_of_fault();
                 }
                 Output::Finished => {}
             }
         }
+        self.tell_own_rank_of_fault();
     }
 
     pub(super) fn fault(&self, kind: FaultKind, text: String) -> Fault {

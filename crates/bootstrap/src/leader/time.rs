@@ -20,7 +20,8 @@ impl Leader {
         let look = self.core.awaited().next().map(|_| self.look);
         let timers = searches.chain(proofs).chain(self.core.deadline()).chain(beat);
         let linger = self.linger_end().filter(|end| *end > self.now());
-        timers.chain(look).chain(linger).min()
+        let hold = self.hold_end().filter(|end| *end > self.now());
+        timers.chain(look).chain(linger).chain(hold).min()
     }
 
     /// Does what is due.
