@@ -5,7 +5,8 @@ use roce_plan::{ClassRequest, Options, RoceOption, Site};
 // Each line is an option as it reaches a node: the first byte says which one, and whether it comes in its variable or
 // by Slurm's `_SLURM_SPANK_OPTION_...`; the rest is its value, of any bytes.
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    let site = Site::parse("[classes.bulk]\npriority = 3\ndscp = 30\n[policy]\nallowed_priorities = [0, 3]", "");
+    let site =
+        Site::parse("[classes.bulk]\npriority = 3\ndscp = 30\n[policy]\nallowed_priorities = [0, 3]", "");
     let site = site.unwrap_or_default();
     let (mut variables, mut delivered) = (Vec::new(), Vec::new());
     for line in bytes.split(|byte| *byte == b'\n') {

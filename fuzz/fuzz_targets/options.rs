@@ -5,7 +5,8 @@ use roce_plan::{Options, RoceOption, Site, Source};
 // The first byte of each line chooses an option and a source, the rest is its value: what users may
 // type, and what a job may forge on its way to the node.
 libfuzzer_sys::fuzz_target!(|text: &str| {
-    let site = Site::parse("[classes.bulk]\npriority = 3\ndscp = 30\n[policy]\nallowed_priorities = [0, 3]", "");
+    let site =
+        Site::parse("[classes.bulk]\npriority = 3\ndscp = 30\n[policy]\nallowed_priorities = [0, 3]", "");
     let site = site.unwrap_or_default();
     let sources = [Source::Variable, Source::Inherited, Source::CommandLine];
     let (mut judged, mut last) = (Options::default(), Options::default());
