@@ -58,6 +58,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     let patience = Duration::from_secs(arguments.timeout);
 
     let mut job = Job::init()?;
+    job.require_nics()?;
     if job.node_count() < 2 {
         bail!(
             "all {} ranks are on node {}: start them on at least two nodes, as in srun -N2",
