@@ -265,6 +265,40 @@ pub enum Error {
         /// What was given and what was expected.
         problem: String,
     },
+    /// A collective operation in which the part of another rank failed, or that another rank called differently.
+    #[error("{what}: rank {rank} ({node}) {problem}")]
+    InCollective {
+        /// Which call.
+        what: &'static str,
+        /// The other rank, in the job.
+        rank: u32,
+        /// Its node.
+        node: String,
+        /// What it did.
+        problem: String,
+        /// Whether that rank told it to all.
+        told: bool,
+    },
+    /// The variable that names algorithms of collectives.
+    #[error("ROCE_ALGORITHMS={value:?}: {problem}")]
+    Algorithms {
+        /// Its value, cut after 200 characters.
+        value: String,
+        /// What is wrong with it, and what is allowed.
+        problem: String,
+    },
+    /// The ranks of a node can't share the memory for their collectives.
+    #[error(
+        "rank {rank} can't share memory with the other ranks of its node ({node}) for collectives: {why}"
+    )]
+    NodeMemory {
+        /// This rank, in the job.
+        rank: u32,
+        /// Its node.
+        node: String,
+        /// Why not.
+        why: String,
+    },
     /// The operating system gave no random bytes.
     #[error("no random bytes from the operating system: {reason}")]
     Random {

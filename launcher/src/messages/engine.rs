@@ -3,12 +3,15 @@
 //! A message that fits into one packet is sent at once. A longer one is offered; when a receive for it is there, its rank fetches
 //! the bytes from the sender's memory where the transport can do that, else it accepts and the sender sends them in pieces.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::cell::Cell;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::rc::{Rc, Weak};
 
 use slab::Slab;
 
 use crate::messages::lent::{Lent, LentMut};
 use crate::messages::matching::{Context, Label, Matching, Wanted};
+use crate::messages::watch::{self, Rounds};
 use crate::transport::{Broken, Header, Kind, Transport, Transports};
 use crate::windows::remote::{Taken, Windows};
 
@@ -117,6 +120,10 @@ struct Core {
     /// Peers that can't be reached any more.
     broken: BTreeMap<u32, Broken>,
     windows: Windows,
+    /// The round that is on in contexts of collectives.
+    rounds: HashMap<Context, Weak<Cell<u64>>>,
+    /// Offers and notices that wait in such contexts: somebody has to see to them.
+    left_over: usize,
 }
 
 impl<T: Transport> Engine<T> {
@@ -129,6 +136,8 @@ impl<T: Transport> Engine<T> {
             fetches: Vec::new(),
             broken: BTreeMap::new(),
             windows: Windows::default(),
+            rounds: HashMap::new(),
+            left_over: 0,
         };
         Self { transport, core }
     }
@@ -201,6 +210,15 @@ impl<T: Transport> Engine<T> {
         Some(outcome)
     }
 
+    /// Whom an operation needs.
+    pub(crate) fn peer(&self, operation: Operation) -> Option<u32> {
+        match &self.core.operations.get(operation as usize)?.what {
+            What::Send { peer, .. } => Some(*peer),
+            What::Receive { wanted, .. } => wanted.source,
+            What::Discard { .. } => None,
+        }
+    }
+
     /// Is it over?
     pub(crate) fn is_over(&self, operation: Operation) -> bool {
         self.core.operations.get(operation as usize).is_none_or(|state| state.outcome.is_some())
@@ -259,6 +277,54 @@ impl<T: Transport> Engine<T> {
     /// Forgets an operation: its memory is not touched any more by this rank. The message is lost.
     pub(crate) fn cancel(&mut self, operation: Operation) {
         self.core.cancel(operation);
+    }
+
+    /// Messages of this context belong to rounds; those of rounds that are over belong to nobody.
+    pub(crate) fn know_rounds(&mut self, context: Context, rounds: &Rounds) {
+        self.core.rounds.retain(|_, rounds| rounds.strong_count() > 0);
+        self.core.rounds.insert(context, Rc::downgrade(rounds));
+    }
+
+    /// A message of the round of `tag` from a rank that wants something else than this one, and its bytes if they are here. That a
+    /// rank has left the round, counts only of the one that is awaited.
+    pub(crate) fn odd(
+        &self,
+        context: Context,
+        tag: u32,
+        awaited: Option<u32>,
+    ) -> Option<(Label, Option<Vec<u8>>)> {
+        let bytes = |message: &Waiting| match message {
+            Waiting::Whole(bytes) => Some(bytes.clone()),
+            Waiting::Offered { .. } => None,
+        };
+        let is_odd = |label: Label, message: &Waiting| {
+            label.tag != tag && {
+                let bytes = bytes(message);
+                let of_another =
+                    bytes.as_deref().is_some_and(watch::is_left) && Some(label.source) != awaited;
+                watch::is_odd(label.tag, bytes.as_deref(), tag)
+                    && !(watch::is_notice(label.tag) && of_another)
+            }
+        };
+        let (label, message) = self.core.matching.find(context, is_odd)?;
+        Some((label, bytes(message)))
+    }
+
+    /// Sends a short message that nobody waits for.
+    pub(crate) fn notify(&mut self, context: Context, peer: u32, tag: u32, bytes: &[u8]) {
+        let header =
+            Header { kind: Kind::Eager as u32, context, tag, operation: 0, length: bytes.len() as u64 };
+        self.core.queue(peer, Outgoing::Packet(header, bytes.to_vec()));
+        self.send_outgoing();
+    }
+
+    /// A round of this context is over. What came for it and was not wanted is done with, if there can be any.
+    #[inline]
+    pub(crate) fn leave(&mut self, context: Context, has_failed: bool) {
+        if has_failed || self.core.left_over > 0 {
+            self.core.clear_past(context);
+            self.send_outgoing();
+        }
     }
 
     /// Does what can be done now. Whether there was anything.
@@ -364,6 +430,9 @@ impl Core {
                 Waiting::Whole(bytes) => self.take_whole(operation, label, &bytes),
                 Waiting::Offered { length, operation: theirs, address } => {
                     let message = Received { label, length };
+                    if self.rounds.contains_key(&context) {
+                        self.left_over -= 1;
+                    }
                     self.fetches.push(Fetch { operation, message, theirs, address });
                 }
             }
@@ -479,8 +548,48 @@ impl Core {
     fn take_message(&mut self, header: Header, label: Label, bytes: &[u8]) {
         match self.matching.arrive(header.context, label) {
             Some(operation) => self.take_whole(operation, label, bytes),
-            None => self.matching.keep(header.context, label, Waiting::Whole(bytes.to_vec())),
+            None if self.is_past(header.context, label.tag) => {
+                if let Some(answer) = watch::answer(bytes).filter(|_| watch::is_notice(label.tag)) {
+                    let header = Header { length: answer.len() as u64, ..header };
+                    self.queue(label.source, Outgoing::Packet(header, answer.to_vec()));
+                }
+            }
+            None => {
+                if watch::is_notice(label.tag) && self.rounds.contains_key(&header.context) {
+                    self.left_over += 1;
+                }
+                self.matching.keep(header.context, label, Waiting::Whole(bytes.to_vec()));
+            }
         }
+    }
+
+    /// Whether a message is of a round that is over. It is no receive's then, and never will be.
+    fn is_past(&self, context: Context, tag: u32) -> bool {
+        // A communicator that is gone has no rounds any more.
+        let live = self.rounds.get(&context).map(|rounds| rounds.upgrade().map(|rounds| rounds.get()));
+        live.is_some_and(|live| live.is_none_or(|live| watch::is_past(tag, live)))
+    }
+
+    /// Lets go of the messages of rounds that are over. Who offered one is told that it may go on.
+    fn clear_past(&mut self, context: Context) {
+        let Some(live) = self.rounds.get(&context).and_then(Weak::upgrade) else { return };
+        for (label, message) in self.matching.take_all(context, |label| watch::is_past(label.tag, live.get()))
+        {
+            match message {
+                Waiting::Offered { operation, .. } => {
+                    self.left_over -= 1;
+                    self.refuse(label.source, operation);
+                }
+                Waiting::Whole(_) if watch::is_notice(label.tag) => self.left_over -= 1,
+                Waiting::Whole(_) => {}
+            }
+        }
+    }
+
+    /// Says that an offered message is not needed any more, whether it was fetched or not.
+    fn refuse(&mut self, peer: u32, operation: Operation) {
+        let header = Header { kind: Kind::Fetched as u32, context: 0, tag: 0, operation, length: 0 };
+        self.queue(peer, Outgoing::Packet(header, Vec::new()));
     }
 
     /// A receive gets all of its message at once.
@@ -505,7 +614,13 @@ impl Core {
         let theirs = header.operation;
         match self.matching.arrive(header.context, message.label) {
             Some(operation) => self.fetches.push(Fetch { operation, message, theirs, address }),
+            None if self.is_past(header.context, message.label.tag) => {
+                self.refuse(message.label.source, theirs);
+            }
             None => {
+                if self.rounds.contains_key(&header.context) {
+                    self.left_over += 1;
+                }
                 let waiting = Waiting::Offered { length: message.length, operation: theirs, address };
                 self.matching.keep(header.context, message.label, waiting);
             }

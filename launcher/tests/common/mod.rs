@@ -10,6 +10,11 @@ const TASK: &str = "ROCE_TEST_TASK";
 /// Starts so many ranks of this program's test `rank` with a task, on nodes of so many ranks, and expects all to succeed within
 /// a minute.
 pub(crate) fn run(nodes: &[u32], task: &str) {
+    run_with(nodes, task, &[]);
+}
+
+/// The same with more variables.
+pub(crate) fn run_with(nodes: &[u32], task: &str, variables: &[(&str, &str)]) {
     static STEP: AtomicU32 = AtomicU32::new(0);
     let step = STEP.fetch_add(1, Ordering::Relaxed);
     let names = (1..=nodes.len()).map(|node| format!("127.0.0.{node}")).collect::<Vec<_>>().join(",");
@@ -31,6 +36,7 @@ pub(crate) fn run(nodes: &[u32], task: &str) {
                 .env("SLURM_STEP_NODELIST", &names)
                 .env("SLURM_STEP_TASKS_PER_NODE", &tasks)
                 .env("SLURM_ROCE_SECRET", "5f".repeat(32))
+                .envs(variables.iter().copied())
                 .stdout(Stdio::piped())
                 .stderr(Stdio::piped());
             ranks.push((rank, command.spawn().unwrap()));
