@@ -60,6 +60,8 @@ impl Lab {
                 roce_tests::artifact("ROCE_PAIR_EXCHANGE", "pair_exchange")?,
                 roce_tests::artifact("ROCE_WHO", "who")?,
                 roce_tests::artifact("ROCE_ROCECTL", "rocectl")?,
+                roce_tests::artifact("ROCE_HEAT", "heat")?,
+                roce_tests::artifact("ROCE_MESSAGES", "messages")?,
             ],
             ..Options::new(results("cluster"))
         };
