@@ -10,6 +10,7 @@ use slab::Slab;
 use crate::messages::lent::{Lent, LentMut};
 use crate::messages::matching::{Context, Label, Matching, Wanted};
 use crate::transport::{Broken, Fetched, Header, Kind, Place, Transport, Transports};
+use crate::windows::remote::{Taken, Windows};
 
 /// A send or receive that was started.
 pub(crate) type Operation = u32;
@@ -146,6 +147,7 @@ struct Core {
     senseless: Vec<Broken>,
     /// Peers that can't be reached any more.
     broken: BTreeMap<u32, Broken>,
+    windows: Windows,
 }
 
 impl<T: Transport> Engine<T> {
@@ -160,6 +162,7 @@ impl<T: Transport> Engine<T> {
             withdrawn: Vec::new(),
             senseless: Vec::new(),
             broken: BTreeMap::new(),
+            windows: Windows::default(),
         };
         Self { transport, core }
     }
@@ -250,6 +253,44 @@ impl<T: Transport> Engine<T> {
         self.core.broken.get(&peer).cloned().map(Failure::Broken)
     }
 
+    pub(crate) fn windows(&mut self) -> &mut Windows {
+        &mut self.core.windows
+    }
+
+    /// The most bytes of payload in one packet to this peer.
+    pub(crate) fn most(&self, peer: u32) -> usize {
+        self.transport.most(peer)
+    }
+
+    /// Sends a packet at once, before those that wait, if there is room.
+    pub(crate) fn send_now(&mut self, peer: u32, header: &Header, payload: &[u8]) -> Result<bool, Failure> {
+        if let Some(broken) = self.broken(peer) {
+            return Err(broken);
+        }
+        self.transport.try_send(peer, header, payload).map_err(|broken| {
+            self.lose(&broken);
+            Failure::Broken(broken)
+        })
+    }
+
+    /// Tells peers which of their puts have been carried out. Whether there was anything to tell.
+    fn tell_done(&mut self) -> bool {
+        let mut told = false;
+        while let Some((peer, header)) = self.core.windows.next_done() {
+            match self.transport.try_send(peer, &header, &[]) {
+                Ok(sent) => {
+                    self.core.windows.said(sent);
+                    told |= sent;
+                    if !sent {
+                        break;
+                    }
+                }
+                Err(broken) => self.lose(&broken),
+            }
+        }
+        told
+    }
+
     /// Forgets an operation: its memory is not touched any more by this rank. The message is lost.
     pub(crate) fn cancel(&mut self, operation: Operation) {
         if let Some(reading) = self.core.reading.remove(&operation) {
@@ -295,9 +336,10 @@ impl<T: Transport> Engine<T> {
         }
         let fetched = self.take_fetched();
         self.fetch();
+        let told = self.tell_done();
         let sent = self.send_outgoing();
         self.withdraw();
-        came || sent || fetched
+        came || told || sent || fetched
     }
 
     /// Receives whose message the transport has read since it was started. Whether there was any.
@@ -459,6 +501,7 @@ impl Core {
         self.broken.entry(broken.peer).or_insert_with(|| broken.clone());
         self.outgoing.remove(&broken.peer);
         self.reading.retain(|_, reading| reading.message.label.source != broken.peer);
+        self.windows.lose(broken.peer);
         self.fetches.retain(|fetch| fetch.message.label.source != broken.peer);
         let concerns = |state: &State| match &state.what {
             What::Send { peer, .. } => *peer == broken.peer,
@@ -513,11 +556,18 @@ impl Core {
                 true
             }
             Some(Kind::Data) => self.take_piece(peer, header.operation, length, payload),
+            Some(kind) => match self.windows.take(kind, peer, header, payload) {
+                Taken::Done => true,
+                Taken::Answer(header, payload) => {
+                    self.queue(peer, Outgoing::Packet(header, payload));
+                    true
+                }
+                Taken::Nonsense => false,
+            },
             None => false,
         };
         if !ok {
-            let why = "it sent something that makes no sense; do all ranks run the same build?".to_owned();
-            self.senseless.push(Broken { peer, why });
+            self.senseless.push(nonsense(peer));
         }
     }
 
@@ -598,6 +648,10 @@ impl Core {
         };
         let done = match first {
             Outgoing::Packet(header, payload) => {
+                if payload.len() > transport.most(peer) {
+                    // An answer; nobody asks for so much at once.
+                    return Err(nonsense(peer));
+                }
                 if !transport.try_send(peer, header, payload)? {
                     return Ok(false);
                 }
@@ -642,5 +696,10 @@ impl Core {
     }
 }
 
+fn nonsense(peer: u32) -> Broken {
+    let why = "it sent something that makes no sense; do all ranks run the same build?".to_owned();
+    Broken { peer, why }
+}
+
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

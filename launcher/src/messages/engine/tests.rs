@@ -11,7 +11,7 @@ use super::*;
 /// What is on its way, by sender and receiver.
 type Wires = Rc<RefCell<BTreeMap<(u32, u32), VecDeque<(Header, Vec<u8>)>>>>;
 
-struct Queues {
+pub(crate) struct Queues {
     rank: u32,
     wires: Wires,
     /// Packets that fit between two ranks.
@@ -23,7 +23,7 @@ struct Queues {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Fetches {
+pub(crate) enum Fetches {
     Never,
     Now,
     /// At the next poll.
@@ -37,7 +37,7 @@ fn copy(address: u64, to: *mut u8, length: usize) {
     unsafe { std::ptr::copy_nonoverlapping(from, to, length) };
 }
 
-const MOST: usize = 16;
+pub(crate) const MOST: usize = 16;
 
 impl Transport for Queues {
     fn most(&self, _: u32) -> usize {
@@ -102,7 +102,7 @@ impl Transport for Queues {
     }
 }
 
-fn engines(count: u32, room: usize, fetches: Fetches) -> Vec<Engine<Queues>> {
+pub(crate) fn engines(count: u32, room: usize, fetches: Fetches) -> Vec<Engine<Queues>> {
     let wires = Wires::default();
     (0..count)
         .map(|rank| {
