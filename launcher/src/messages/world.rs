@@ -275,6 +275,23 @@ impl World {
         }
     }
 
+    /// Connects to every rank that connections are made to.
+    pub(crate) fn connect_all(&self) -> Result<()> {
+        self.check_over()?;
+        let ranks = 0..self.size();
+        let opened = self.wait_until(&"connecting to all ranks", |engine| {
+            let mut all = true;
+            for peer in ranks.clone() {
+                match engine.open(peer) {
+                    Ok(is_open) => all &= is_open,
+                    Err(failure) => return Some(Err(failure)),
+                }
+            }
+            all.then_some(Ok(()))
+        })?;
+        opened.map_err(|failure| self.error(&failure, 0))
+    }
+
     /// The news from the exchange.
     fn hear(&self) -> Result<()> {
         self.check_over()?;

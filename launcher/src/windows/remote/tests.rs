@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use proptest::prelude::*;
 
 use super::*;
-use crate::messages::engine::tests::{Queues, engines};
+use crate::messages::engine::tests::{Fetches, Queues, engines};
 use crate::messages::engine::{Engine, Failure};
 use crate::transport::Broken;
 use crate::windows::access::{Ask, Get, Place, Put, all_done};
@@ -15,7 +15,7 @@ const BYTES: usize = 200;
 
 /// Ranks with a window each.
 fn ranks(count: u32, room: usize) -> Vec<Engine<Queues>> {
-    let mut engines = engines(count, room, false);
+    let mut engines = engines(count, room, Fetches::Never);
     for engine in &mut engines {
         let memory = Rc::new(Memory::own(BYTES).unwrap());
         engine.windows().open(CONTEXT, memory, BYTES);
