@@ -100,6 +100,11 @@ mod rail;
 mod transport;
 mod windows;
 
+/// The guide's examples, as doctests.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/launcher.md")]
+struct Guide;
+
 pub use assignment::{Assignment, Nic, Source};
 pub use collectives::{Algorithm, And, Choice, Collective, Max, Min, Operator, Or, Product, Sum, Xor};
 pub use error::{Error, Result};
