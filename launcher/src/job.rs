@@ -193,8 +193,10 @@ impl Job {
     /// Returns when every rank has called it.
     ///
     /// # Errors
-    /// [`Error::Exchange`](crate::Error::Exchange) naming ranks that did not come in time or are gone.
+    /// [`Error::Exchange`](crate::Error::Exchange) naming ranks that did not come in time or are gone. Where windows are open, those
+    /// of [`Communicator::barrier`] too.
     pub fn barrier(&mut self) -> Result<()> {
+        self.meet_for_windows()?;
         self.exchange(|exchange| Ok(exchange.barrier()?))
     }
 
@@ -235,12 +237,19 @@ impl Job {
     /// # Errors
     /// As [`barrier`](Self::barrier), and of [`Window::close`](crate::Window::close) where one is left.
     pub fn finalize(mut self) -> Result<()> {
-        // While this rank waits for the exchange it answers nobody who accesses its memory.
-        for (context, ranks) in self.world.with_engine(|engine| engine.windows().left()) {
-            self.world().of(ranks.to_vec(), context).barrier()?;
-            self.world.with_engine(|engine| engine.windows().close(context));
-        }
+        let left = self.meet_for_windows()?;
+        self.world.with_engine(|engine| left.into_iter().for_each(|context| engine.windows().close(context)));
         self.barrier()
+    }
+
+    /// Waits for all that share a window with this rank. While it waits for the exchange it answers nobody who accesses its
+    /// memory, and they would not come to it. The windows that are open.
+    fn meet_for_windows(&self) -> Result<Vec<u32>> {
+        let left = self.world.with_engine(|engine| engine.windows().left());
+        for (context, ranks) in &left {
+            self.world().of(ranks.to_vec(), *context).barrier()?;
+        }
+        Ok(left.into_iter().map(|(context, _)| context).collect())
     }
 
     /// Uses the exchange.
