@@ -232,8 +232,10 @@ impl Job {
     /// Returns when every rank has called it.
     ///
     /// # Errors
-    /// [`Error::Exchange`](crate::Error::Exchange) naming ranks that did not come in time or are gone.
+    /// [`Error::Exchange`](crate::Error::Exchange) naming ranks that did not come in time or are gone. Where windows are open, those
+    /// of [`Communicator::barrier`] too.
     pub fn barrier(&mut self) -> Result<()> {
+        self.meet_for_windows()?;
         self.exchange(|exchange| Ok(exchange.barrier()?))
     }
 
@@ -274,13 +276,20 @@ impl Job {
     /// # Errors
     /// As [`barrier`](Self::barrier), and of [`Window::close`](crate::Window::close) where one is left.
     pub fn finalize(mut self) -> Result<()> {
-        // While this rank waits for the exchange it answers nobody who accesses its memory.
-        let left = self.world.windows.borrow().clone();
-        for (context, group) in left {
-            Communicator::of_group(Rc::clone(&self.world), group).barrier()?;
+        for context in self.meet_for_windows()? {
             self.world.close_window(context);
         }
         self.barrier()
+    }
+
+    /// Waits for all that share a window with this rank. While it waits for the exchange it answers nobody who accesses its
+    /// memory, and they would not come to it. The windows that are open.
+    fn meet_for_windows(&self) -> Result<Vec<u32>> {
+        let open = self.world.windows.borrow().clone();
+        for group in open.values() {
+            Communicator::of_group(Rc::clone(&self.world), group.clone()).barrier()?;
+        }
+        Ok(open.into_keys().collect())
     }
 
     /// Uses the exchange.

@@ -124,7 +124,7 @@ fn runs(mut command: Command) -> bool {
     command.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
 }
 
-/// Runs the tests of the exchange's state machine, and of the shared memory's rings, in Miri.
+/// Runs the tests of the exchange's state machine, of the shared memory's rings, and of windows, in Miri.
 fn miri(interrupt: &Interrupt) -> Result<ExitCode> {
     let miri = |words: &[&str]| {
         let mut command = nightly();
@@ -141,7 +141,9 @@ fn miri(interrupt: &Interrupt) -> Result<ExitCode> {
             );
         }
     }
-    for (package, tests) in [("roce-bootstrap", "core::"), ("roce-launcher", "ring::")] {
+    for (package, tests) in
+        [("roce-bootstrap", "core::"), ("roce-launcher", "ring::"), ("roce-launcher", "windows::")]
+    {
         let mut command = miri(&["test", "-p", package, "--lib", tests]);
         // Proptest asks for the current folder.
         command.env("MIRIFLAGS", "-Zmiri-disable-isolation");

@@ -763,12 +763,16 @@ impl Core {
         };
         let done = match first {
             Outgoing::Packet(header, payload) => {
-                if payload.len() > transport.most(peer) {
-                    // An answer; nobody asks for so much at once.
-                    return Err(nonsense(peer));
-                }
-                if !transport.try_send(peer, header, payload)? {
+                // Only a window's answer can be longer, where the peer's way to here is another one than the way there.
+                let most = transport.most(peer);
+                let (piece, rest) = payload.split_at(payload.len().min(most));
+                if !transport.try_send(peer, header, piece)? {
                     return Ok(false);
+                }
+                if !rest.is_empty() {
+                    header.length += most as u64;
+                    payload.drain(..most);
+                    return Ok(true);
                 }
                 None
             }

@@ -14,29 +14,8 @@ use crate::messages::select::{Source, Status, Tag};
 
 /// Where slices are lent to sends and receives: [`Communicator::scope`].
 ///
-/// What is lent must live longer than the scope:
-///
-/// ```compile_fail
-/// # let job = roce_launcher::Job::init()?;
-/// job.world().scope(|scope| {
-///     let data = [1_u8];
-///     scope.send(0, 1, &data)
-/// })?;
-/// # Ok::<(), roce_launcher::Error>(())
-/// ```
-///
-/// and nobody may use what is being received into:
-///
-/// ```compile_fail
-/// # let job = roce_launcher::Job::init()?;
-/// let mut data = [1_u8];
-/// job.world().scope(|scope| {
-///     scope.receive(0, 1, &mut data)?;
-///     println!("{}", data[0]);
-///     Ok(())
-/// })?;
-/// # Ok::<(), roce_launcher::Error>(())
-/// ```
+/// What is lent must live longer than the scope, and until it has ended nobody may change what is being sent, or use what is being
+/// received into, not even when it was [waited](Self::wait) for. The compiler sees to that.
 pub struct Scope<'scope, 'env: 'scope> {
     communicator: &'scope Communicator,
     context: Context,

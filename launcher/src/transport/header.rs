@@ -25,7 +25,7 @@ pub(crate) enum Kind {
     Get = 18,
     /// A change of eight bytes is asked for, and what was there before.
     Atomic = 19,
-    /// What was asked for.
+    /// What was asked for, from the byte on that `length` says.
     Answer = 20,
     /// So many puts and adds, as `length` says, have been carried out.
     Done = 21,

@@ -9,13 +9,7 @@ use crate::error::Result;
 use crate::transport::Kind;
 
 /// Numbers that windows change atomically: `u64` and `i64`.
-///
-/// ```compile_fail
-/// # let job = roce_launcher::Job::init()?;
-/// let window = job.world().window::<f64>(1)?;
-/// window.fetch_add(0, 0, 1.0)?; // a network card adds integers of eight bytes only
-/// # Ok::<(), roce_launcher::Error>(())
-/// ```
+/// Nothing else: a network card adds integers of eight bytes only.
 pub trait Atomic: Pod + PartialEq + sealed::Sealed {}
 
 impl Atomic for u64 {}

@@ -43,6 +43,7 @@ impl Memory {
     /// # Errors
     /// If there is not so much memory.
     pub(super) fn own(bytes: usize) -> io::Result<Self> {
+        is_there(bytes)?;
         let mut words = Vec::new();
         words.try_reserve_exact(words::count(bytes))?;
         words.extend((0..words::count(bytes)).map(|_| AtomicU64::new(0)));
@@ -54,6 +55,7 @@ impl Memory {
     /// # Errors
     /// If the operating system refuses.
     pub(super) fn shared(bytes: usize) -> io::Result<(Self, File, Card)> {
+        is_there(bytes)?;
         let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
         let file = File::from(memfd_create("roce-launcher-window", flags)?);
         let length = length_of_file(bytes)?;
@@ -121,6 +123,24 @@ impl Memory {
     }
 }
 
+/// Says where a node has less memory than is asked for. The kernel would not: it looks for processes to end instead.
+fn is_there(bytes: usize) -> io::Result<()> {
+    let kib = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| available_kib(&text));
+    match kib {
+        Some(kib) if bytes as u64 / 1024 > kib => {
+            let problem = format!("the node has {} MiB left", kib / 1024);
+            Err(io::Error::new(io::ErrorKind::OutOfMemory, problem))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What proc_meminfo(5) has since Linux 3.14.
+fn available_kib(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix(" kB")?.parse().ok()
+}
+
 /// Nothing can't be mapped, so a file has a word at least.
 fn length_of_file(bytes: usize) -> io::Result<u64> {
     let words = words::count(bytes).max(1) as u64;
@@ -164,8 +184,14 @@ mod tests {
     }
 
     #[test]
-    fn more_memory_than_there_can_be_is_an_error() {
-        assert!(Memory::shared(usize::MAX).is_err());
-        assert!(Memory::own(usize::MAX).is_err());
+    fn more_memory_than_there_is_is_an_error() {
+        for bytes in [usize::MAX, 1 << 50] {
+            for error in [Memory::shared(bytes).map(|_| ()).unwrap_err(), Memory::own(bytes).unwrap_err()] {
+                let text = error.to_string();
+                assert!(text.starts_with("the node has ") && text.ends_with(" MiB left"), "{text}");
+            }
+        }
+        assert_eq!(available_kib("MemFree:  1 kB\nMemAvailable:    1234 kB\n"), Some(1234));
+        assert_eq!(available_kib("MemFree:  1 kB\n"), None);
     }
 }

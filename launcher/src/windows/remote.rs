@@ -44,7 +44,8 @@ struct Open {
 struct Asked {
     peer: u32,
     bytes: usize,
-    answer: Option<Vec<u8>>,
+    /// As much of it as has come.
+    answer: Vec<u8>,
 }
 
 /// Packets that are answered by [`Kind::Done`].
@@ -97,19 +98,18 @@ impl Windows {
         self.peers.get(&peer).is_none_or(|counts| counts.sent == counts.done)
     }
 
-    /// A question that a peer will answer with so many bytes.
+    /// A question that a peer will answer with so many bytes, at least one.
     pub(super) fn ask(&mut self, peer: u32, bytes: usize) -> Question {
         let question = self.next;
         self.next = self.next.wrapping_add(1);
-        self.questions.insert(question, Asked { peer, bytes, answer: None });
+        self.questions.insert(question, Asked { peer, bytes, answer: Vec::new() });
         question
     }
 
     /// The answer, once; then the question is forgotten.
     pub(super) fn answer(&mut self, question: Question) -> Option<Vec<u8>> {
-        let answer = self.questions.get_mut(&question)?.answer.take()?;
-        self.questions.remove(&question);
-        Some(answer)
+        self.questions.get(&question).filter(|asked| asked.answer.len() == asked.bytes)?;
+        self.questions.remove(&question).map(|asked| asked.answer)
     }
 
     /// Nobody waits for the answer any more.
@@ -193,10 +193,11 @@ impl Windows {
     fn take_answer(&mut self, peer: u32, header: &Header, payload: &[u8]) -> Option<Taken> {
         // A question that nobody waits for any more is no fault of the peer's.
         let Some(asked) = self.questions.get_mut(&header.operation) else { return Some(Taken::Done) };
-        if asked.peer != peer || asked.bytes != payload.len() || asked.answer.is_some() {
+        let come = asked.answer.len();
+        if asked.peer != peer || header.length != come as u64 || come + payload.len() > asked.bytes {
             return None;
         }
-        asked.answer = Some(payload.to_vec());
+        asked.answer.extend_from_slice(payload);
         Some(Taken::Done)
     }
 

@@ -189,12 +189,12 @@ fn packets_that_no_rank_sends_touch_nothing() {
         (add, CONTEXT, 0, bytes - 8, 16),
         (get, CONTEXT, 8, bytes - 7, 0),
         (get, CONTEXT, u32::MAX, 0, 0),
-        (get, CONTEXT, 17, 0, 0),
         (atomic, CONTEXT, 0, bytes - 4, 16),
         (atomic, CONTEXT, 0, 4, 16),
         (atomic, CONTEXT, 3, 0, 16),
         (atomic, CONTEXT, 0, 0, 8),
-        (answer, 0, 0, 0, 3),
+        (answer, 0, 0, 0, 9),
+        (answer, 0, 0, 1, 7),
         (done, 0, 0, 1, 0),
     ] {
         let mut engines = ranks(2, 4);
@@ -206,6 +206,18 @@ fn packets_that_no_rank_sends_touch_nothing() {
         assert_eq!(memory(&mut engines[0]), [0; BYTES], "{header:?}");
         assert!(engines[0].windows().answer(question).is_none());
     }
+}
+
+/// A peer may have another way to here than here to it, with longer packets.
+#[test]
+fn a_long_answer_comes_in_pieces() {
+    let mut engines = ranks(2, 1);
+    words::write(engines[1].windows().open[&CONTEXT].memory.words(), 0, &[9; 50]);
+    let question = engines[0].windows().ask(1, 60);
+    let header = Header { kind: Kind::Get as u32, context: CONTEXT, tag: 60, operation: question, length: 0 };
+    assert!(engines[0].send_now(1, &header, &[]).unwrap());
+    let answer = finish(&mut engines, |engine| engine.windows().answer(question).map(Ok)).unwrap();
+    assert_eq!(answer, [[9; 50].as_slice(), &[0; 10]].concat());
 }
 
 /// While there is no room to say what is done, it's counted, for each peer.
