@@ -6,7 +6,7 @@ use bytemuck::{Pod, Zeroable};
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u32)]
 pub(crate) enum Kind {
-    /// A whole message.
+    /// A message, or the first piece of one.
     Eager = 1,
     /// A message is there to be fetched.
     Offer = 2,
@@ -16,6 +16,10 @@ pub(crate) enum Kind {
     Data = 4,
     /// The receiver has fetched an offered message itself.
     Fetched = 5,
+    /// The next piece of the message that the last [`Kind::Eager`] from this rank began.
+    More = 6,
+    /// As [`Kind::Offer`], by a rank that does nothing but wait for it.
+    OfferWaiting = 7,
 }
 
 /// The fields' meaning depends on the kind.
@@ -34,8 +38,15 @@ pub(crate) struct Header {
 
 impl Header {
     pub(crate) fn kind(&self) -> Option<Kind> {
-        [Kind::Eager, Kind::Offer, Kind::Accept, Kind::Data, Kind::Fetched]
-            .into_iter()
-            .find(|kind| *kind as u32 == self.kind)
+        Some(match self.kind {
+            1 => Kind::Eager,
+            2 => Kind::Offer,
+            3 => Kind::Accept,
+            4 => Kind::Data,
+            5 => Kind::Fetched,
+            6 => Kind::More,
+            7 => Kind::OfferWaiting,
+            _ => return None,
+        })
     }
 }

@@ -10,6 +10,11 @@ const TASK: &str = "ROCE_TEST_TASK";
 /// Starts so many ranks of this program's test `rank` with a task, on nodes of so many ranks, and expects all to succeed within
 /// a minute.
 pub(crate) fn run(nodes: &[u32], task: &str) {
+    run_with(nodes, task, &[], Duration::from_secs(60));
+}
+
+/// The same with further variables, and another limit.
+pub(crate) fn run_with(nodes: &[u32], task: &str, numbers: &[(&str, u64)], limit: Duration) {
     static STEP: AtomicU32 = AtomicU32::new(0);
     let step = STEP.fetch_add(1, Ordering::Relaxed);
     let names = (1..=nodes.len()).map(|node| format!("127.0.0.{node}")).collect::<Vec<_>>().join(",");
@@ -31,12 +36,13 @@ pub(crate) fn run(nodes: &[u32], task: &str) {
                 .env("SLURM_STEP_NODELIST", &names)
                 .env("SLURM_STEP_TASKS_PER_NODE", &tasks)
                 .env("SLURM_ROCE_SECRET", "5f".repeat(32))
+                .envs(numbers.iter().map(|(name, number)| (name, number.to_string())))
                 .stdout(Stdio::piped())
                 .stderr(Stdio::piped());
             ranks.push((rank, command.spawn().unwrap()));
         }
     }
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + limit;
     let mut late = Vec::new();
     while ranks.iter_mut().any(|(_, child)| child.try_wait().unwrap().is_none()) {
         if Instant::now() > deadline {
