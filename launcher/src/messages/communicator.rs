@@ -31,7 +31,7 @@ const SHORT: usize = 8 << 10;
 pub struct Communicator {
     pub(crate) world: Rc<World>,
     /// As ranks of the job, by rank of this group.
-    ranks: Rc<[u32]>,
+    pub(crate) ranks: Rc<[u32]>,
     rank: u32,
     /// Of the program's messages; that of the collectives is one more.
     pub(crate) context: Context,

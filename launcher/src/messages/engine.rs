@@ -11,6 +11,7 @@ use slab::Slab;
 use crate::messages::lent::{Lent, LentMut};
 use crate::messages::matching::{Context, Label, Matching, Wanted};
 use crate::transport::{Broken, Header, Kind, Look, Payload, Transport, Transports};
+use crate::windows::remote::{Taken, Windows};
 
 /// No transport sends longer messages unasked.
 const UNASKED: usize = 1 << 20;
@@ -153,6 +154,9 @@ struct Core {
     kept: Slab<Kept>,
     /// Peers that can't be reached any more.
     broken: BTreeMap<u32, Broken>,
+    windows: Windows,
+    /// A packet for a window, while it is taken.
+    copied: Vec<u8>,
 }
 
 impl<T: Transport> Engine<T> {
@@ -166,6 +170,8 @@ impl<T: Transport> Engine<T> {
             coming: BTreeMap::new(),
             kept: Slab::new(),
             broken: BTreeMap::new(),
+            windows: Windows::default(),
+            copied: Vec::new(),
         };
         Self { transport, core }
     }
@@ -327,6 +333,44 @@ impl<T: Transport> Engine<T> {
         self.core.broken.get(&peer).cloned().map(Failure::Broken)
     }
 
+    pub(crate) fn windows(&mut self) -> &mut Windows {
+        &mut self.core.windows
+    }
+
+    /// The most bytes of payload in one packet to this peer.
+    pub(crate) fn most(&self, peer: u32) -> usize {
+        self.transport.most(peer)
+    }
+
+    /// Sends a packet at once, before those that wait, if there is room.
+    pub(crate) fn send_now(&mut self, peer: u32, header: &Header, payload: &[u8]) -> Result<bool, Failure> {
+        if let Some(broken) = self.broken(peer) {
+            return Err(broken);
+        }
+        self.transport.try_send(peer, header, payload).map_err(|broken| {
+            self.core.lose(&broken);
+            Failure::Broken(broken)
+        })
+    }
+
+    /// Tells peers which of their puts have been carried out. Whether there was anything to tell.
+    fn tell_done(&mut self) -> bool {
+        let mut told = false;
+        while let Some((peer, header)) = self.core.windows.next_done() {
+            match self.transport.try_send(peer, &header, &[]) {
+                Ok(sent) => {
+                    self.core.windows.said(sent);
+                    told |= sent;
+                    if !sent {
+                        break;
+                    }
+                }
+                Err(broken) => self.core.lose(&broken),
+            }
+        }
+        told
+    }
+
     /// Forgets an operation: its memory is not touched any more by this rank. The message is lost.
     pub(crate) fn cancel(&mut self, operation: Operation) {
         self.core.cancel(operation, &self.transport);
@@ -343,8 +387,9 @@ impl<T: Transport> Engine<T> {
             }
         };
         self.fetch();
+        let told = self.tell_done();
         let sent = self.send_outgoing();
-        came || sent
+        came || told || sent
     }
 
     /// Fetches what receives take of offered messages.
@@ -479,6 +524,7 @@ impl Core {
         self.broken.entry(broken.peer).or_insert_with(|| broken.clone());
         self.outgoing.remove(&broken.peer);
         self.coming.remove(&broken.peer);
+        self.windows.lose(broken.peer);
         self.fetches.retain(|fetch| fetch.message.label.source != broken.peer);
         let concerns = |state: &State| match &state.what {
             What::Send { peer, .. } => *peer == broken.peer,
@@ -539,11 +585,25 @@ impl Core {
                 true
             }
             Some(Kind::Data) => self.take_piece(peer, header.operation, length, payload).is_some(),
+            Some(kind) => self.take_for_window(kind, peer, header, payload),
             None => false,
         };
         if !ok {
-            let why = "it sent something that makes no sense; do all ranks run the same build?".to_owned();
-            self.lose(&Broken { peer, why });
+            self.lose(&nonsense(peer));
+        }
+    }
+
+    /// Whether it made sense.
+    fn take_for_window(&mut self, kind: Kind, peer: u32, header: &Header, payload: Payload<'_>) -> bool {
+        self.copied.clear();
+        payload.append_to(&mut self.copied);
+        match self.windows.take(kind, peer, header, &self.copied) {
+            Taken::Done => true,
+            Taken::Answer(header, payload) => {
+                self.queue(peer, Outgoing::Packet(header, payload));
+                true
+            }
+            Taken::Nonsense => false,
         }
     }
 
@@ -708,6 +768,10 @@ impl Core {
         };
         let done = match first {
             Outgoing::Packet(header, payload) => {
+                if payload.len() > transport.most(peer) {
+                    // An answer; nobody asks for so much at once.
+                    return Err(nonsense(peer));
+                }
                 if !transport.try_send(peer, header, payload)? {
                     return Ok(false);
                 }
@@ -800,5 +864,10 @@ fn withdraw(queue: &mut VecDeque<Outgoing>, operation: Operation, bytes: &[u8], 
     }
 }
 
+fn nonsense(peer: u32) -> Broken {
+    let why = "it sent something that makes no sense; do all ranks run the same build?".to_owned();
+    Broken { peer, why }
+}
+
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

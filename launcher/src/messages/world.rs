@@ -27,6 +27,10 @@ const LOOKS: u32 = 1000;
 const PATIENCE: Duration = Duration::from_millis(20);
 const NAP: Duration = Duration::from_micros(50);
 
+/// Operations that wait for nobody look at the engine after so many of them, and at the news after so many.
+const TICKS: u64 = 64;
+const TICKS_NEWS: u64 = 2048;
+
 /// One rank of the job.
 pub(crate) struct World {
     pub(crate) rank: u32,
@@ -45,6 +49,8 @@ pub(crate) struct World {
     spins: u32,
     /// No communicator that this rank knows has this context or a higher one.
     next_context: Cell<Context>,
+    /// How much was done without waiting for anybody.
+    ticks: Cell<u64>,
 }
 
 impl World {
@@ -64,6 +70,7 @@ impl World {
             left: RefCell::default(),
             spins,
             next_context: Cell::new(2),
+            ticks: Cell::new(0),
         }
     }
 
@@ -201,16 +208,49 @@ impl World {
         did
     }
 
+    /// For an operation that waits for nobody, on so many bytes: who does only such ones must let the others go on too, and hear
+    /// when there is no job any more.
+    #[inline]
+    pub(crate) fn tick(&self, bytes: usize) -> Result<()> {
+        self.check_over()?;
+        let before = self.ticks.get();
+        let after = before.wrapping_add(1 + bytes as u64 / 1024);
+        self.ticks.set(after);
+        if before / TICKS != after / TICKS {
+            self.progress();
+            if before / TICKS_NEWS != after / TICKS_NEWS {
+                self.hear()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// For an operation that found that it must be tried again: others have to do something first.
+    pub(crate) fn let_others(&self) {
+        if !self.progress() {
+            thread::yield_now();
+        }
+    }
+
     /// Looks again and again until there is something.
     pub(crate) fn wait_until<T>(
         &self,
         what: &dyn fmt::Display,
         mut look: impl FnMut(&mut Engine<Transports>) -> Option<T>,
     ) -> Result<T> {
+        self.wait_for(what, || look(&mut self.engine.borrow_mut()))
+    }
+
+    /// The same for something that the engine need not know.
+    pub(crate) fn wait_for<T>(
+        &self,
+        what: &dyn fmt::Display,
+        mut look: impl FnMut() -> Option<T>,
+    ) -> Result<T> {
         let mut started = None;
         let mut idle = 0_u32;
         loop {
-            if let Some(found) = look(&mut self.engine.borrow_mut()) {
+            if let Some(found) = look() {
                 return Ok(found);
             }
             if self.progress() {

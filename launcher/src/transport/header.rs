@@ -20,6 +20,19 @@ pub(crate) enum Kind {
     More = 6,
     /// As [`Kind::Offer`], by a rank that does nothing but wait for it.
     OfferWaiting = 7,
+    // Those of windows: `context` says which, `length` where in its memory, in bytes.
+    /// Bytes to be written.
+    Put = 16,
+    /// Numbers of eight bytes to be added.
+    Add = 17,
+    /// `tag` bytes are asked for.
+    Get = 18,
+    /// A change of eight bytes is asked for, and what was there before.
+    Atomic = 19,
+    /// What was asked for.
+    Answer = 20,
+    /// So many puts and adds, as `length` says, have been carried out.
+    Done = 21,
 }
 
 /// The fields' meaning depends on the kind.
@@ -46,6 +59,12 @@ impl Header {
             5 => Kind::Fetched,
             6 => Kind::More,
             7 => Kind::OfferWaiting,
+            16 => Kind::Put,
+            17 => Kind::Add,
+            18 => Kind::Get,
+            19 => Kind::Atomic,
+            20 => Kind::Answer,
+            21 => Kind::Done,
             _ => return None,
         })
     }
