@@ -12,7 +12,9 @@ use roce_launcher::{Any, Communicator, Error, Job, Sum, wait_all, wait_any};
 fn rank() {
     let task = common::task();
     let mut job = Job::init().unwrap();
-    job.set_timeout(Some(Duration::from_secs(40)));
+    // A rank of the soak may have to wait until a busy machine has played many others.
+    let is_soak = std::env::var_os("ROCE_TEST_CASES").is_some();
+    job.set_timeout(Some(Duration::from_secs(if is_soak { 300 } else { 40 })));
     let world = job.world();
     match task.as_str() {
         "pairs" => pairs(&world),
@@ -62,51 +64,127 @@ fn pairs(world: &Communicator) {
     }
 }
 
-/// Messages of random lengths and tags between random ranks, received in random order with and without wildcards.
+/// Messages of random lengths and tags between random ranks of random groups, received in random order and ways, with and
+/// without wildcards; and now and then something that all do together.
 fn cases(world: &Communicator) {
-    let cases: usize = std::env::var("ROCE_TEST_CASES").map_or(60, |count| count.parse().unwrap());
-    let (rank, size) = (world.rank(), world.size() as usize);
+    let number =
+        |name: &str, default: u64| std::env::var(name).map_or(default, |number| number.parse().unwrap());
+    let (cases, seed) = (number("ROCE_TEST_CASES", 60), number("ROCE_TEST_SEED", 0));
     for case in 0..cases {
-        let mut random = Random(case as u64);
-        let tags = 1 + random.next(3);
-        let messages: Vec<(u32, u32, u32, usize)> = (0..random.next(40))
-            .map(|_| {
-                let (from, to, tag) =
-                    (random.next(size) as u32, random.next(size) as u32, random.next(tags) as u32);
-                let most = [1, 33, 9000, 200_000][random.next(4)];
-                (from, to, tag, random.next(most))
-            })
-            .collect();
-        // Which messages a wildcard takes is not fixed, but each of them must come whole, once, and in its source's order.
-        let by_tag = random.next(2) == 0;
-        let mut sends = Vec::new();
-        for (number, &(from, to, tag, length)) in messages.iter().enumerate() {
-            if from == rank {
-                sends.push(world.start_send(to, tag, filled(from, number, length)).unwrap());
+        let number = seed.wrapping_mul(1_000_003).wrapping_add(case);
+        let mut random = Random(number);
+        let label = format!("case {case} of seed {seed}");
+        // All ranks take part in making a group; who is in one plays the case there.
+        let group = match random.next(4) {
+            0 => world.duplicate().map(Some),
+            1 => {
+                let (parts, turn) = (1 + random.next(2) as u32, random.next(7) as u32);
+                let rank = world.rank();
+                world.split((rank != turn).then_some(rank % parts), (rank + turn) % world.size())
             }
+            _ => Ok(Some(world.clone())),
+        };
+        if let Some(group) = group.unwrap() {
+            exchange(&group, &mut random, &label);
+            // Anew: ranks receive different messages, and have drawn different numbers for that.
+            together(&group, &mut Random(!number), &label);
+            group.barrier().unwrap();
+            assert_eq!(group.try_probe::<u8>(Any, Any).unwrap(), None, "{label}");
+            // Nobody sends the next case's before all have looked.
+            group.barrier().unwrap();
         }
-        let mut expected: Vec<usize> =
-            (0..messages.len()).filter(|number| messages[*number].1 == rank).collect();
-        while !expected.is_empty() {
-            let one = messages[expected[random.next(expected.len())]];
-            let (data, status) = match random.next(3) {
-                0 => world.receive_vec::<u8>(one.0, one.2),
-                1 if by_tag => world.receive_vec::<u8>(Any, one.2),
-                _ => world.receive_vec::<u8>(Any, Any),
+    }
+}
+
+/// Random messages in a group.
+fn exchange(world: &Communicator, random: &mut Random, label: &str) {
+    let (rank, size) = (world.rank(), world.size() as usize);
+    let tags = 1 + random.next(3);
+    let messages: Vec<(u32, u32, u32, usize)> = (0..random.next(40))
+        .map(|_| {
+            let (from, to, tag) =
+                (random.next(size) as u32, random.next(size) as u32, random.next(tags) as u32);
+            let most = [1, 33, 9000, 70_000, 200_000][random.next(5)];
+            (from, to, tag, random.next(most))
+        })
+        .collect();
+    // Which messages a wildcard takes is not fixed, but each of them must come whole, once, and in its source's order.
+    let by_tag = random.next(2) == 0;
+    let mut sends = Vec::new();
+    for (number, &(from, to, tag, length)) in messages.iter().enumerate() {
+        if from == rank {
+            sends.push(world.start_send(to, tag, filled(from, number, length)).unwrap());
+        }
+    }
+    let mut expected: Vec<usize> = (0..messages.len()).filter(|number| messages[*number].1 == rank).collect();
+    while !expected.is_empty() {
+        let one = messages[expected[random.next(expected.len())]];
+        let (data, status) = match random.next(5) {
+            0 => world.receive_vec::<u8>(one.0, one.2).unwrap(),
+            1 if by_tag => world.receive_vec::<u8>(Any, one.2).unwrap(),
+            2 => {
+                let done = world.start_receive(one.0, one.2, vec![0_u8; 200_000]).unwrap().wait().unwrap();
+                (done.data, done.status.unwrap())
             }
-            .unwrap();
-            let label =
-                |number: &&usize| (messages[**number].0, messages[**number].2) == (status.source, status.tag);
-            let number = *expected.iter().find(label).expect("a message that was sent");
-            let (from, _, _, length) = messages[number];
-            assert_eq!(data, filled(from, number, length), "case {case}, message {number}");
-            expected.retain(|other| *other != number);
+            3 => {
+                let mut room = vec![0_u8; 200_000];
+                let status = world.receive(one.0, one.2, &mut room).unwrap();
+                room.truncate(status.length);
+                (room, status)
+            }
+            _ => world.receive_vec::<u8>(Any, Any).unwrap(),
+        };
+        let is_it =
+            |number: &&usize| (messages[**number].0, messages[**number].2) == (status.source, status.tag);
+        let number = *expected.iter().find(is_it).expect("a message that was sent");
+        let (from, _, _, length) = messages[number];
+        assert!(data == filled(from, number, length), "{label}, message {number}: {} bytes", data.len());
+        expected.retain(|other| *other != number);
+    }
+    wait_all(sends).unwrap();
+}
+
+/// A random collective of a group, of random length.
+fn together(world: &Communicator, random: &mut Random, label: &str) {
+    let (rank, size) = (world.rank(), world.size());
+    let root = random.next(size as usize) as u32;
+    let most = [1, 20, 3000, 20_000][random.next(4)];
+    let length = random.next(most);
+    let value = |rank: u32, place: usize| u64::from(rank) * 1000 + place as u64;
+    let of = |rank: u32| (0..length).map(|place| value(rank, place)).collect::<Vec<u64>>();
+    let sum = (0..length).map(|place| (0..size).map(|rank| value(rank, place)).sum()).collect::<Vec<u64>>();
+    let all: Vec<u64> = (0..size).flat_map(of).collect();
+    match random.next(8) {
+        0 => {
+            let mut data = of(rank);
+            world.all_reduce(&mut data, Sum).unwrap();
+            assert!(data == sum, "{label}: all_reduce of {length}");
         }
-        wait_all(sends).unwrap();
-        world.barrier().unwrap();
-        assert_eq!(world.try_probe::<u8>(Any, Any).unwrap(), None, "case {case}");
-        // Nobody sends the next case's before all have looked.
-        world.barrier().unwrap();
+        1 => {
+            let mut data = if rank == root { of(root) } else { vec![0; length] };
+            world.broadcast(root, &mut data).unwrap();
+            assert!(data == of(root), "{label}: broadcast of {length} from {root}");
+        }
+        2 => {
+            let got = world.reduce(root, &of(rank), Sum).unwrap();
+            assert!(got == (rank == root).then_some(sum), "{label}: reduce of {length} to {root}");
+        }
+        3 => {
+            let got = world.gather(root, &of(rank)).unwrap();
+            assert!(got == (rank == root).then_some(all), "{label}: gather of {length} to {root}");
+        }
+        4 => assert!(world.all_gather(&of(rank)).unwrap() == all, "{label}: all_gather of {length}"),
+        5 => {
+            let mut part = vec![0; length];
+            world.scatter(root, if rank == root { &all } else { &[] }, &mut part).unwrap();
+            assert!(part == of(rank), "{label}: scatter of {length} from {root}");
+        }
+        6 => {
+            // To each rank what says who it is from.
+            let data: Vec<u64> = (0..size).flat_map(|_| of(rank)).collect();
+            assert!(world.all_to_all(&data).unwrap() == all, "{label}: all_to_all of {length}");
+        }
+        _ => {}
     }
 }
 
@@ -226,6 +304,32 @@ fn every_rank_with_every_other() {
 fn random_messages_as_the_model_says() {
     for nodes in [&[2][..], &[4], &[1, 1], &[2, 1, 1]] {
         common::run(nodes, "cases");
+    }
+}
+
+/// `cargo xtask soak messages`: as many as `SOAK_CASES` says, on 2 to 8 ranks of one node or several, in turns.
+#[test]
+#[ignore = "it takes too long for every run"]
+fn soak() {
+    let number = |name: &str| std::env::var(name).ok().map(|number| number.parse::<u64>().unwrap());
+    let cases = number("SOAK_CASES").unwrap_or(100_000);
+    let seed = number("SOAK_SEED").unwrap_or_else(|| u64::from(std::process::id()));
+    println!("{cases} cases, SOAK_SEED={seed}");
+    // One rank on a node of its own talks over TCP, those of one node over shared memory.
+    let layouts: [&[u32]; 10] =
+        [&[2], &[3], &[4], &[8], &[1, 1], &[2, 1], &[2, 2], &[1, 1, 1, 1], &[3, 4], &[2, 2, 2, 2]];
+    let mut left = cases;
+    for (turn, layout) in (0..).zip(layouts.iter().cycle()) {
+        let here = left.min(500);
+        let seed = seed.wrapping_add(turn);
+        let (cases_here, seed_here) = (here.to_string(), seed.to_string());
+        let variables = [("ROCE_TEST_CASES", cases_here.as_str()), ("ROCE_TEST_SEED", seed_here.as_str())];
+        common::run_for(layout, "cases", &variables, Duration::from_secs(900));
+        left -= here;
+        println!("{} of {cases}: {here} on nodes of {layout:?}, seed {seed}", cases - left);
+        if left == 0 {
+            break;
+        }
     }
 }
 

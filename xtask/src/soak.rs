@@ -24,8 +24,8 @@ use std::{
 pub(crate) struct Arguments {
     /// What to run
     name: Name,
-    /// How many inputs each fuzz target is given, strangers call in `hostile`, and faults there are in `ranks`; without it
-    /// 1,000,000, 100,000 and 200
+    /// How many inputs each fuzz target is given, strangers call in `hostile`, faults there are in `ranks`, and cases in
+    /// `messages`; without it 1,000,000, 100,000, 200 and 100,000
     #[arg(long)]
     runs: Option<u64>,
     /// This fuzz target alone
@@ -34,7 +34,7 @@ pub(crate) struct Arguments {
     /// How many steps `host` and `steps` run; without it 10,000 and 1,000
     #[arg(long)]
     steps: Option<u32>,
-    /// Which faults `steps` and `ranks` meet and when; without it another seed each time, which it prints
+    /// Which faults `steps` and `ranks` meet and when, and which cases `messages` plays; without it another seed each time, which it prints
     #[arg(long)]
     seed: Option<u64>,
 }
@@ -51,6 +51,8 @@ enum Name {
     Hostile,
     /// Ranks on nodes that are network namespaces, killed, stopped and cut off at random moments
     Ranks,
+    /// Random messages and collectives of 2 to 8 ranks in random groups, over shared memory and TCP, against a model
+    Messages,
     /// The core of the address exchange in an interpreter that finds undefined behaviour (needs a nightly compiler)
     Miri,
 }
@@ -69,9 +71,16 @@ pub(crate) fn run(arguments: &Arguments, interrupt: &Interrupt) -> Result<ExitCo
             let words: Vec<&str> = [steps.as_str()].into_iter().chain(seed.as_deref()).collect();
             with_plugin(&["-p", "roce-tests", "--bin", "soak-steps"], "soak-steps", &words, interrupt)
         }
-        Name::Hostile => bootstrap("hostile", &[("SOAK_CONNECTIONS", arguments.runs)], interrupt),
+        Name::Hostile => {
+            test("roce-bootstrap", "hostile", &[("SOAK_CONNECTIONS", arguments.runs)], interrupt)
+        }
         Name::Ranks => {
-            bootstrap("faults", &[("SOAK_RUNS", arguments.runs), ("SOAK_SEED", arguments.seed)], interrupt)
+            let numbers = [("SOAK_RUNS", arguments.runs), ("SOAK_SEED", arguments.seed)];
+            test("roce-bootstrap", "faults", &numbers, interrupt)
+        }
+        Name::Messages => {
+            let numbers = [("SOAK_CASES", arguments.runs), ("SOAK_SEED", arguments.seed)];
+            test("roce-launcher", "messages", &numbers, interrupt)
         }
         Name::Miri => miri(interrupt),
     }
@@ -100,13 +109,18 @@ fn with_plugin(build: &[&str], program: &str, words: &[&str], interrupt: &Interr
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Runs the soak among the tests of roce-bootstrap that are in this file.
-fn bootstrap(file: &str, numbers: &[(&str, Option<u64>)], interrupt: &Interrupt) -> Result<ExitCode> {
+/// Runs the soak among a package's tests that are in this file.
+fn test(
+    package: &str,
+    file: &str,
+    numbers: &[(&str, Option<u64>)],
+    interrupt: &Interrupt,
+) -> Result<ExitCode> {
     let progress = Progress::new();
     packages::ensure(Need::Test, &progress, interrupt)?;
     drop(progress);
     let mut command = cargo();
-    command.args(["test", "--release", "-p", "roce-bootstrap", "--test", file]);
+    command.args(["test", "--release", "-p", package, "--test", file]);
     command.args(["--", "--ignored", "--exact", "--nocapture", "soak"]);
     command.envs(numbers.iter().filter_map(|(name, number)| Some((name, number.as_ref()?.to_string()))));
     let status = Process::spawn(command)?.wait(interrupt)?;

@@ -8,7 +8,7 @@ use bytemuck::Pod;
 
 use crate::collectives::Nodes;
 use crate::error::{Error, Result};
-use crate::messages::engine::{Engine, Received};
+use crate::messages::engine::{Engine, Operation, Received};
 use crate::messages::lent::{Lent, LentMut};
 use crate::messages::matching::{Context, Wanted};
 use crate::messages::request::Request;
@@ -17,6 +17,9 @@ use crate::messages::select::{Source, Status, Tag};
 use crate::messages::watch::Rounds;
 use crate::messages::world::World;
 use crate::transport::Transports;
+
+/// Messages up to so many bytes need no operation, mostly.
+const SHORT: usize = 8 << 10;
 
 /// A group of ranks whose messages are apart from those of every other group. [`Job::world`](crate::Job::world) is all ranks.
 ///
@@ -81,27 +84,35 @@ impl Communicator {
     }
 
     /// This rank in the group, 0 to `size - 1`.
+    #[inline]
     #[must_use]
     pub fn rank(&self) -> u32 {
         self.rank
     }
 
     /// How many ranks the group has.
+    #[inline]
     #[must_use]
     pub fn size(&self) -> u32 {
         u32::try_from(self.ranks.len()).unwrap_or(u32::MAX)
     }
 
     /// A rank of the group as a rank of the job.
+    #[inline]
     #[must_use]
     pub fn rank_in_job(&self, rank: u32) -> Option<u32> {
         self.ranks.get(rank as usize).copied()
     }
 
+    #[inline]
     pub(crate) fn job_rank(&self, what: &'static str, rank: u32) -> Result<u32> {
-        self.rank_in_job(rank).ok_or(Error::NoSuchRank { what, rank, last: self.size().saturating_sub(1) })
+        match self.rank_in_job(rank) {
+            Some(rank) => Ok(rank),
+            None => Err(Error::NoSuchRank { what, rank, last: self.size().saturating_sub(1) }),
+        }
     }
 
+    #[inline]
     fn group_rank(&self, rank: u32) -> u32 {
         if self.context == 0 { rank } else { self.rank_here(rank).unwrap_or(u32::MAX) }
     }
@@ -112,12 +123,17 @@ impl Communicator {
         place.and_then(|place| u32::try_from(place).ok())
     }
 
+    #[inline]
     pub(crate) fn wanted(&self, what: &'static str, source: Source, tag: Tag) -> Result<Wanted> {
-        let source = source.0.map(|rank| self.job_rank(what, rank)).transpose()?;
+        let source = match source.0 {
+            Some(rank) => Some(self.job_rank(what, rank)?),
+            None => None,
+        };
         Ok(Wanted { source, tag: tag.0 })
     }
 
     /// What was received, in elements.
+    #[inline]
     pub(crate) fn status<T>(&self, received: Received) -> Result<Status> {
         let Received { label, length } = received;
         let size = size_of::<T>().max(1);
@@ -147,12 +163,20 @@ impl Communicator {
         self.send_in(self.context, to, tag, data)
     }
 
+    #[inline]
     pub(crate) fn send_in<T: Pod>(&self, context: Context, to: u32, tag: u32, data: &[T]) -> Result<()> {
         let peer = self.job_rank("send", to)?;
         let bytes = bytemuck::cast_slice(data);
-        let Some(operation) = self.world.start_send(context, peer, tag, lend(bytes))? else { return Ok(()) };
+        match self.world.start_send(context, peer, tag, lend(bytes), true)? {
+            None => Ok(()),
+            Some(operation) => self.finish_send(operation, peer, tag, bytes.len()),
+        }
+    }
+
+    #[inline(never)]
+    fn finish_send(&self, operation: Operation, peer: u32, tag: u32, room: usize) -> Result<()> {
         let what = Described { what: "a send", peer: Some(peer), tag: Tag(Some(tag)), world: &self.world };
-        self.world.wait(operation, bytes.len(), &what).map(|_| ())
+        self.world.wait(operation, room, &what).map(|_| ())
     }
 
     /// Receives a message into `data`, which may be longer than the message; waits for it.
@@ -179,6 +203,7 @@ impl Communicator {
         self.receive_in(self.context, from.into(), tag.into(), data)
     }
 
+    #[inline]
     pub(crate) fn receive_in<T: Pod>(
         &self,
         context: Context,
@@ -188,14 +213,29 @@ impl Communicator {
     ) -> Result<Status> {
         let wanted = self.wanted("receive", from, tag)?;
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(data);
-        let room = bytes.len();
-        let operation = self.world.start_receive(context, wanted, lend_mut(bytes))?;
-        let what = Described { what: "a receive", peer: wanted.source, tag, world: &self.world };
-        match self.world.wait(operation, room, &what)? {
+        if let Some(received) = self.world.receive_soon(context, wanted, bytes) {
+            return self.status::<T>(received);
+        }
+        self.receive_later(context, wanted, tag, bytes).and_then(|received| match received {
             Some(received) => self.status::<T>(received),
             // Only sends are over without having received.
             None => Ok(Status { source: u32::MAX, tag: 0, length: 0 }),
-        }
+        })
+    }
+
+    /// Receives with an operation.
+    #[inline(never)]
+    fn receive_later(
+        &self,
+        context: Context,
+        wanted: Wanted,
+        tag: Tag,
+        bytes: &mut [u8],
+    ) -> Result<Option<Received>> {
+        let room = bytes.len();
+        let operation = self.world.start_receive(context, wanted, lend_mut(bytes))?;
+        let what = Described { what: "a receive", peer: wanted.source, tag, world: &self.world };
+        self.world.wait(operation, room, &what)
     }
 
     /// Receives a message of any length.
@@ -307,6 +347,20 @@ impl Communicator {
         (to, tag, data): (u32, u32, &[S]),
         (from, from_tag, room): (Source, Tag, &mut [R]),
     ) -> Result<Status> {
+        let peer = self.job_rank("send", to)?;
+        let bytes = bytemuck::cast_slice(data);
+        if bytes.len() <= SHORT {
+            // On its way at once, mostly: what is left is a receive.
+            let started = self.world.start_send(context, peer, tag, lend(bytes), false)?;
+            let sending = started.map(|operation| self.world.unfinished(operation));
+            let received = self.receive_in(context, from, from_tag, room)?;
+            if let Some(sending) = sending {
+                let what =
+                    Described { what: "a send", peer: Some(peer), tag: Tag(Some(tag)), world: &self.world };
+                sending.wait(bytes.len(), &what)?;
+            }
+            return Ok(received);
+        }
         self.scope_in(context, |scope| {
             let receive = scope.receive(from, from_tag, room)?;
             scope.send(to, tag, data)?;

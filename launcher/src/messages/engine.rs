@@ -1,7 +1,8 @@
 //! Turns sends and receives into packets and back. It is driven by the program's own calls; nothing happens between them.
 //!
-//! A message that fits into one packet is sent at once. A longer one is offered; when a receive for it is there, its rank fetches
-//! the bytes from the sender's memory where the transport can do that, else it accepts and the sender sends them in pieces.
+//! A short message is sent at once, in one packet or several. A longer one is offered; when a receive for it is there, its rank
+//! fetches the bytes from the sender's memory where the transport can do that, else it accepts and the sender sends them in
+//! pieces. It accepts too where the sender does nothing but wait: two that copy at the same time are faster than one.
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -12,8 +13,11 @@ use slab::Slab;
 use crate::messages::lent::{Lent, LentMut};
 use crate::messages::matching::{Context, Label, Matching, Wanted};
 use crate::messages::watch::{self, Rounds};
-use crate::transport::{Broken, Fetched, Header, Kind, Place, Transport, Transports};
+use crate::transport::{Broken, Fetched, Header, Kind, Look, Payload, Place, Transport, Transports};
 use crate::windows::remote::{Taken, Windows};
+
+/// No transport sends longer messages unasked.
+const UNASKED: usize = 1 << 20;
 
 /// A send or receive that was started.
 pub(crate) type Operation = u32;
@@ -74,7 +78,37 @@ struct Progress {
 #[derive(Debug)]
 enum Waiting {
     Whole(Vec<u8>),
-    Offered { length: usize, operation: Operation, place: Place },
+    /// A message in several packets, among `Core::kept`.
+    Pieces(usize),
+    Offered(Offer),
+}
+
+/// A message that is there to be fetched.
+#[derive(Clone, Copy, Debug)]
+struct Offer {
+    length: usize,
+    operation: Operation,
+    place: Place,
+    /// Its sender does nothing but wait for it.
+    waiting: bool,
+}
+
+/// A message in several packets that no receive was there for; whole when it has as many bytes.
+#[derive(Debug)]
+struct Kept {
+    length: usize,
+    bytes: Vec<u8>,
+}
+
+/// Where the pieces go that a peer sends of a message unasked.
+#[derive(Debug)]
+enum Coming {
+    /// A receive's memory.
+    Operation(Operation),
+    /// Among `Core::kept`.
+    Kept(usize),
+    /// The receive has failed.
+    Nobody(Progress),
 }
 
 /// What is to be sent to a peer, in this order.
@@ -82,8 +116,8 @@ enum Waiting {
 enum Outgoing {
     /// A packet that nobody waits for.
     Packet(Header, Vec<u8>),
-    /// A whole message.
-    Message(Header, Operation),
+    /// A message that is sent unasked, and how much of it was.
+    Message { header: Header, operation: Operation, sent: usize },
     /// A message in pieces, to the peer's receive `to`; so much was sent.
     Pieces { operation: Operation, to: u32, sent: usize },
 }
@@ -93,8 +127,7 @@ enum Outgoing {
 struct Fetch {
     operation: Operation,
     message: Received,
-    theirs: Operation,
-    place: Place,
+    offer: Offer,
 }
 
 /// A message that the transport is reading for a receive.
@@ -148,6 +181,9 @@ struct Core {
     withdrawn: Vec<Operation>,
     /// Peers that sent what makes no sense.
     senseless: Vec<Broken>,
+    /// Messages of which not all has come, one of each peer at most.
+    coming: BTreeMap<u32, Coming>,
+    kept: Slab<Kept>,
     /// Peers that can't be reached any more.
     broken: BTreeMap<u32, Broken>,
     windows: Windows,
@@ -155,6 +191,8 @@ struct Core {
     rounds: HashMap<Context, Weak<Cell<u64>>>,
     /// Offers and notices that wait in such contexts: somebody has to see to them.
     left_over: usize,
+    /// A packet for a window, while it is taken.
+    copied: Vec<u8>,
 }
 
 impl<T: Transport> Engine<T> {
@@ -172,17 +210,45 @@ impl<T: Transport> Engine<T> {
             windows: Windows::default(),
             rounds: HashMap::new(),
             left_over: 0,
+            coming: BTreeMap::new(),
+            kept: Slab::new(),
+            copied: Vec::new(),
         };
         Self { transport, core }
     }
 
-    /// Starts to send; `None` if it is over already.
+    /// Starts to send; `None` if it is over already. `waits` says that the caller does nothing but wait for the end.
+    #[inline]
     pub(crate) fn send(
         &mut self,
         context: Context,
         peer: u32,
         tag: u32,
         memory: Lent,
+        waits: bool,
+    ) -> Result<Option<Operation>, Failure> {
+        let core = &mut self.core;
+        let bytes = memory.bytes();
+        // The way of short messages, where nothing stands in it.
+        if bytes.len() <= T::SHORT && peer != core.rank && core.outgoing.is_empty() && core.broken.is_empty()
+        {
+            let length = bytes.len() as u64;
+            let header = Header { kind: Kind::Eager as u32, context, tag, operation: 0, length };
+            if self.transport.send_short(peer, &header, bytes) {
+                return Ok(None);
+            }
+        }
+        self.start_send(context, peer, tag, memory, waits)
+    }
+
+    #[inline(never)]
+    fn start_send(
+        &mut self,
+        context: Context,
+        peer: u32,
+        tag: u32,
+        memory: Lent,
+        waits: bool,
     ) -> Result<Option<Operation>, Failure> {
         let core = &mut self.core;
         if let Some(broken) = core.broken.get(&peer) {
@@ -192,19 +258,23 @@ impl<T: Transport> Engine<T> {
         let header =
             Header { kind: Kind::Eager as u32, context, tag, operation: 0, length: bytes.len() as u64 };
         if peer == core.rank {
-            core.take_message(header, Label { source: peer, tag }, bytes);
+            core.take_message(header, Label { source: peer, tag }, bytes.into());
             return Ok(None);
         }
-        if bytes.len() > self.transport.most(peer) {
+        // In pieces both copy at the same time, but who does not wait here may have something better to do.
+        let unasked = if waits { self.transport.unasked(peer) } else { self.transport.most(peer) };
+        if bytes.len() > unasked {
             let operation = core.add(What::Send { peer, memory, offered: true });
-            let header = Header { kind: Kind::Offer as u32, operation, ..header };
+            let kind = if waits { Kind::OfferWaiting } else { Kind::Offer };
+            let header = Header { kind: kind as u32, operation, ..header };
             let place = self.transport.offer(peer, operation, &memory);
             core.queue(peer, Outgoing::Packet(header, bytemuck::bytes_of(&place).to_vec()));
             self.send_outgoing();
             return Ok(Some(operation));
         }
+        let mut sent = 0;
         if !core.outgoing.contains_key(&peer) {
-            match self.transport.try_send(peer, &header, bytes) {
+            match send_unasked(&mut self.transport, peer, &header, bytes, &mut sent) {
                 Ok(true) => return Ok(None),
                 Ok(false) => {}
                 Err(broken) => {
@@ -214,8 +284,51 @@ impl<T: Transport> Engine<T> {
             }
         }
         let operation = core.add(What::Send { peer, memory, offered: false });
-        core.queue(peer, Outgoing::Message(header, operation));
+        core.queue(peer, Outgoing::Message { header, operation, sent });
         Ok(Some(operation))
+    }
+
+    /// Looks so many times whether the message that a receive would take comes next from its source, and takes it right into memory:
+    /// the way of short messages that are waited for, without an operation. `None` where it takes one.
+    #[inline]
+    pub(crate) fn receive_soon(
+        &mut self,
+        context: Context,
+        wanted: Wanted,
+        room: &mut [u8],
+        looks: u32,
+    ) -> Option<Received> {
+        let peer = wanted.source?;
+        let core = &self.core;
+        // Others could have the first claim to it, or to this receive; and what is to be sent must not be forgotten meanwhile.
+        if peer == core.rank || !core.outgoing.is_empty() || !core.matching.is_empty(context) {
+            return None;
+        }
+        let mut received = None;
+        for _ in 0..looks {
+            let looked = self.transport.look_at(peer, &mut |header, payload| {
+                let fits = header.kind == Kind::Eager as u32
+                    && header.context == context
+                    && wanted.tag.is_none_or(|tag| tag == header.tag)
+                    && header.length == payload.len() as u64;
+                let Some(to) = room.get_mut(..payload.len()).filter(|_| fits) else { return false };
+                payload.copy_to(to);
+                received =
+                    Some(Received { label: Label { source: peer, tag: header.tag }, length: payload.len() });
+                true
+            });
+            match looked {
+                // Without a pause between them the looks take the line from its writer: far cores need half more time so.
+                Ok(Look::Nothing) => std::hint::spin_loop(),
+                Ok(Look::Taken) => return received,
+                Ok(Look::Poll) => return None,
+                Err(broken) => {
+                    self.core.lose(&broken);
+                    return None;
+                }
+            }
+        }
+        None
     }
 
     /// Starts to receive.
@@ -233,7 +346,8 @@ impl<T: Transport> Engine<T> {
         let (label, message) = self.core.matching.probe(context, wanted)?;
         let length = match message {
             Waiting::Whole(bytes) => bytes.len(),
-            Waiting::Offered { length, .. } => *length,
+            Waiting::Pieces(key) => self.core.kept.get(*key).map_or(0, |kept| kept.length),
+            Waiting::Offered(offer) => offer.length,
         };
         Some(Received { label, length })
     }
@@ -261,9 +375,8 @@ impl<T: Transport> Engine<T> {
 
     /// Is it a send that is not over, and that the peer may fetch?
     pub(crate) fn is_offered(&self, operation: Operation) -> bool {
-        let state = self.core.operations.get(operation as usize).filter(|state| state.outcome.is_none());
-        matches!(state, Some(State { what: What::Send { peer, memory, .. }, .. })
-            if memory.bytes().len() > self.transport.most(*peer))
+        let state = self.core.operations.get(operation as usize);
+        matches!(state, Some(State { what: What::Send { offered: true, .. }, outcome: None }))
     }
 
     /// Why a peer can't be reached, if so.
@@ -321,7 +434,7 @@ impl<T: Transport> Engine<T> {
                 *got = None;
             }
         }
-        self.core.cancel(operation);
+        self.core.cancel(operation, &self.transport);
         self.withdraw();
     }
 
@@ -355,7 +468,7 @@ impl<T: Transport> Engine<T> {
     ) -> Option<(Label, Option<Vec<u8>>)> {
         let bytes = |message: &Waiting| match message {
             Waiting::Whole(bytes) => Some(bytes.clone()),
-            Waiting::Offered { .. } => None,
+            Waiting::Pieces(_) | Waiting::Offered(_) => None,
         };
         let is_odd = |label: Label, message: &Waiting| {
             label.tag != tag && {
@@ -426,20 +539,26 @@ impl<T: Transport> Engine<T> {
     /// Fetches what receives take of offered messages.
     fn fetch(&mut self) {
         for fetch in std::mem::take(&mut self.core.fetches) {
-            let Fetch { operation, message, theirs, place } = fetch;
+            let Fetch { operation, message, offer } = fetch;
             let source = message.label.source;
             let Some(State { what: What::Receive { memory, got, .. }, outcome: None }) =
                 self.core.operations.get_mut(operation as usize)
             else {
                 continue;
             };
-            let reading = Reading { message, theirs };
+            let reading = Reading { message, theirs: offer.operation };
             if memory.bytes().len() < message.length {
                 self.core.finish(operation, Err(Failure::TooLong(message)));
                 self.core.tell_fetched(&reading);
                 continue;
             }
-            match self.transport.fetch(source, place, memory, message.length, operation) {
+            // Who waits can copy at the same time as this rank, but a NIC needs neither.
+            let fetched = if offer.waiting && offer.place.is_plain() {
+                Ok(Fetched::Impossible)
+            } else {
+                self.transport.fetch(source, offer.place, memory, message.length, operation)
+            };
+            match fetched {
                 Ok(Fetched::Done) => {
                     self.core.finish(operation, Ok(Some(message)));
                     self.core.tell_fetched(&reading);
@@ -451,7 +570,7 @@ impl<T: Transport> Engine<T> {
                 Ok(Fetched::Impossible) => {
                     *got = Some(Progress { message, come: 0 });
                     let (kind, length) = (Kind::Accept as u32, u64::from(operation));
-                    let header = Header { kind, context: 0, tag: 0, operation: theirs, length };
+                    let header = Header { kind, context: 0, tag: 0, operation: offer.operation, length };
                     self.core.queue(source, Outgoing::Packet(header, Vec::new()));
                 }
                 Err(broken) => self.lose(&broken),
@@ -518,13 +637,14 @@ impl Core {
         let operation = self.add(What::Receive { context, wanted, memory, got: None });
         if let Some((_, label, message)) = self.matching.receive(context, wanted, operation) {
             match message {
-                Waiting::Whole(bytes) => self.take_whole(operation, label, &bytes),
-                Waiting::Offered { length, operation: theirs, place } => {
-                    let message = Received { label, length };
+                Waiting::Whole(bytes) => self.take_whole(operation, label, bytes.as_slice().into()),
+                Waiting::Pieces(key) => self.take_kept(operation, label, key),
+                Waiting::Offered(offer) => {
+                    let message = Received { label, length: offer.length };
                     if self.rounds.contains_key(&context) {
                         self.left_over -= 1;
                     }
-                    self.fetches.push(Fetch { operation, message, theirs, place });
+                    self.fetches.push(Fetch { operation, message, offer });
                 }
             }
         } else if let Some(broken) = wanted.source.and_then(|source| self.broken.get(&source)) {
@@ -535,7 +655,7 @@ impl Core {
         operation
     }
 
-    fn cancel(&mut self, operation: Operation) {
+    fn cancel(&mut self, operation: Operation, transport: &impl Transport) {
         let Some(state) = self.operations.get_mut(operation as usize) else { return };
         match &mut state.what {
             What::Receive { got: Some(progress), .. } if state.outcome.is_none() => {
@@ -547,17 +667,12 @@ impl Core {
                 self.matching.cancel(*context, |other| *other == operation);
                 self.fetches.retain(|fetch| fetch.operation != operation);
             }
-            What::Send { peer, offered, .. } => {
+            What::Send { peer, memory, offered } => {
                 if *offered {
                     self.withdrawn.push(operation);
                 }
                 if let Some(queue) = self.outgoing.get_mut(peer) {
-                    queue.retain(|outgoing| match outgoing {
-                        Outgoing::Message(_, other) | Outgoing::Pieces { operation: other, .. } => {
-                            *other != operation
-                        }
-                        Outgoing::Packet(..) => true,
-                    });
+                    withdraw(queue, operation, memory.bytes(), transport.most(*peer));
                 }
             }
             What::Discard { .. } => return,
@@ -570,6 +685,7 @@ impl Core {
         self.broken.entry(broken.peer).or_insert_with(|| broken.clone());
         self.outgoing.remove(&broken.peer);
         self.reading.retain(|_, reading| reading.message.label.source != broken.peer);
+        self.coming.remove(&broken.peer);
         self.windows.lose(broken.peer);
         self.fetches.retain(|fetch| fetch.message.label.source != broken.peer);
         let concerns = |state: &State| match &state.what {
@@ -594,22 +710,28 @@ impl Core {
 
     // --- what comes ---
 
-    fn take(&mut self, peer: u32, header: &Header, payload: &[u8]) {
+    fn take(&mut self, peer: u32, header: &Header, payload: Payload<'_>) {
         let length = usize::try_from(header.length).unwrap_or(usize::MAX);
         let sent_here = |state: Option<&State>| matches!(state, Some(State { what: What::Send { peer: to, .. }, outcome: None }) if *to == peer);
         let label = Label { source: peer, tag: header.tag };
         let ok = match header.kind() {
-            Some(Kind::Eager) => {
+            Some(Kind::Eager) if payload.len() == length => {
                 self.take_message(*header, label, payload);
-                payload.len() == length
+                true
             }
-            Some(Kind::Offer) => match payload.try_into() {
-                Ok::<[u8; size_of::<Place>()], _>(place) => {
-                    self.take_offer(header, Received { label, length }, bytemuck::cast(place));
-                    true
+            Some(Kind::Eager) => self.take_first(header.context, Received { label, length }, payload),
+            Some(Kind::More) => self.take_more(peer, length, payload),
+            Some(kind @ (Kind::Offer | Kind::OfferWaiting)) => {
+                let mut place = [0; size_of::<Place>()];
+                let is_place = payload.len() == place.len();
+                if is_place {
+                    payload.copy_to(&mut place);
+                    let (place, waiting) = (bytemuck::cast(place), kind == Kind::OfferWaiting);
+                    let offer = Offer { length, operation: header.operation, place, waiting };
+                    self.take_offer(header.context, label, offer);
                 }
-                Err(_) => false,
-            },
+                is_place
+            }
             Some(Kind::Accept) => {
                 let mine = sent_here(self.operations.get(header.operation as usize));
                 if let (true, Ok(to)) = (mine, u32::try_from(header.length)) {
@@ -624,15 +746,8 @@ impl Core {
                 }
                 true
             }
-            Some(Kind::Data) => self.take_piece(peer, header.operation, length, payload),
-            Some(kind) => match self.windows.take(kind, peer, header, payload) {
-                Taken::Done => true,
-                Taken::Answer(header, payload) => {
-                    self.queue(peer, Outgoing::Packet(header, payload));
-                    true
-                }
-                Taken::Nonsense => false,
-            },
+            Some(Kind::Data) => self.take_piece(peer, header.operation, length, payload).is_some(),
+            Some(kind) => self.take_for_window(kind, peer, header, payload),
             None => false,
         };
         if !ok {
@@ -640,11 +755,25 @@ impl Core {
         }
     }
 
-    fn take_message(&mut self, header: Header, label: Label, bytes: &[u8]) {
+    /// Whether it made sense.
+    fn take_for_window(&mut self, kind: Kind, peer: u32, header: &Header, payload: Payload<'_>) -> bool {
+        self.copied.clear();
+        payload.append_to(&mut self.copied);
+        match self.windows.take(kind, peer, header, &self.copied) {
+            Taken::Done => true,
+            Taken::Answer(header, payload) => {
+                self.queue(peer, Outgoing::Packet(header, payload));
+                true
+            }
+            Taken::Nonsense => false,
+        }
+    }
+
+    fn take_message(&mut self, header: Header, label: Label, bytes: Payload<'_>) {
         match self.matching.arrive(header.context, label) {
             Some(operation) => self.take_whole(operation, label, bytes),
             None if self.is_past(header.context, label.tag) => {
-                if let Some(answer) = watch::answer(bytes).filter(|_| watch::is_notice(label.tag)) {
+                if let Some(answer) = watch::answer(&bytes.to_vec()).filter(|_| watch::is_notice(label.tag)) {
                     let header = Header { length: answer.len() as u64, ..header };
                     self.queue(label.source, Outgoing::Packet(header, answer.to_vec()));
                 }
@@ -671,10 +800,11 @@ impl Core {
         for (label, message) in self.matching.take_all(context, |label| watch::is_past(label.tag, live.get()))
         {
             match message {
-                Waiting::Offered { operation, .. } => {
+                Waiting::Offered(offer) => {
                     self.left_over -= 1;
-                    self.refuse(label.source, operation);
+                    self.refuse(label.source, offer.operation);
                 }
+                Waiting::Pieces(key) => self.forget_kept(label, key),
                 Waiting::Whole(_) if watch::is_notice(label.tag) => self.left_over -= 1,
                 Waiting::Whole(_) => {}
             }
@@ -688,7 +818,7 @@ impl Core {
     }
 
     /// A receive gets all of its message at once.
-    fn take_whole(&mut self, operation: Operation, label: Label, bytes: &[u8]) {
+    fn take_whole(&mut self, operation: Operation, label: Label, bytes: Payload<'_>) {
         let message = Received { label, length: bytes.len() };
         let Some(State { what: What::Receive { memory, .. }, .. }) =
             self.operations.get_mut(operation as usize)
@@ -697,7 +827,7 @@ impl Core {
         };
         let outcome = match memory.bytes().get_mut(..bytes.len()) {
             Some(room) => {
-                room.copy_from_slice(bytes);
+                bytes.copy_to(room);
                 Ok(Some(message))
             }
             None => Err(Failure::TooLong(message)),
@@ -705,48 +835,148 @@ impl Core {
         self.finish(operation, outcome);
     }
 
-    fn take_offer(&mut self, header: &Header, message: Received, place: Place) {
-        let theirs = header.operation;
-        match self.matching.arrive(header.context, message.label) {
-            Some(operation) => self.fetches.push(Fetch { operation, message, theirs, place }),
-            None if self.is_past(header.context, message.label.tag) => {
-                self.refuse(message.label.source, theirs);
+    /// The first piece of a message; the others follow. Whether it makes sense.
+    fn take_first(&mut self, context: Context, message: Received, piece: Payload<'_>) -> bool {
+        let peer = message.label.source;
+        if piece.len() > message.length || message.length > UNASKED || self.coming.contains_key(&peer) {
+            return false;
+        }
+        let coming = match self.matching.arrive(context, message.label) {
+            Some(operation) => self.expect(operation, message, piece),
+            None if self.is_past(context, message.label.tag) => {
+                Coming::Nobody(Progress { message, come: piece.len() })
             }
             None => {
-                if self.rounds.contains_key(&header.context) {
+                // No more memory than has come: the length is the peer's word.
+                let key = self.kept.insert(Kept { length: message.length, bytes: piece.to_vec() });
+                self.matching.keep(context, message.label, Waiting::Pieces(key));
+                Coming::Kept(key)
+            }
+        };
+        self.coming.insert(peer, coming);
+        true
+    }
+
+    /// A receive gets what has come of its message.
+    fn expect(&mut self, operation: Operation, message: Received, come: Payload<'_>) -> Coming {
+        let progress = Progress { message, come: come.len() };
+        let Some(State { what: What::Receive { memory, got, .. }, .. }) =
+            self.operations.get_mut(operation as usize)
+        else {
+            return Coming::Nobody(progress);
+        };
+        let Some(room) = memory.bytes().get_mut(..message.length) else {
+            self.finish(operation, Err(Failure::TooLong(message)));
+            return Coming::Nobody(progress);
+        };
+        come.copy_to(&mut room[..come.len()]);
+        *got = Some(progress);
+        Coming::Operation(operation)
+    }
+
+    /// A receive takes a message in pieces that has come, or comes still.
+    fn take_kept(&mut self, operation: Operation, label: Label, key: usize) {
+        let Some(Kept { length, bytes }) = self.kept.try_remove(key) else { return };
+        let bytes = Payload::from(bytes.as_slice());
+        if bytes.len() == length {
+            return self.take_whole(operation, label, bytes);
+        }
+        let coming = self.expect(operation, Received { label, length }, bytes);
+        if let Some(broken) = self.broken.get(&label.source) {
+            let failure = Failure::Broken(broken.clone());
+            self.finish(operation, Err(failure));
+        } else {
+            self.coming.insert(label.source, coming);
+        }
+    }
+
+    /// Nobody wants a message that has come in pieces, or comes still.
+    fn forget_kept(&mut self, label: Label, key: usize) {
+        let Some(Kept { length, bytes }) = self.kept.try_remove(key) else { return };
+        if let Some(coming) = self.coming.get_mut(&label.source)
+            && matches!(coming, Coming::Kept(other) if *other == key)
+        {
+            *coming = Coming::Nobody(Progress { message: Received { label, length }, come: bytes.len() });
+        }
+    }
+
+    /// A further piece of what the peer sends unasked. Whether it makes sense.
+    fn take_more(&mut self, peer: u32, at: usize, piece: Payload<'_>) -> bool {
+        let end = at.saturating_add(piece.len());
+        let (ok, is_last) = match self.coming.get_mut(&peer) {
+            Some(Coming::Operation(operation)) => {
+                let operation = *operation;
+                match self.take_piece(peer, operation, at, piece) {
+                    Some(length) => (true, end == length),
+                    None => (false, false),
+                }
+            }
+            Some(Coming::Kept(key)) => match self.kept.get_mut(*key) {
+                Some(Kept { length, bytes }) if at == bytes.len() && end <= *length => {
+                    piece.append_to(bytes);
+                    (true, end == *length)
+                }
+                _ => (false, false),
+            },
+            Some(Coming::Nobody(progress)) if at == progress.come && end <= progress.message.length => {
+                progress.come = end;
+                (true, end == progress.message.length)
+            }
+            Some(Coming::Nobody(_)) | None => (false, false),
+        };
+        if is_last {
+            self.coming.remove(&peer);
+        }
+        ok
+    }
+
+    fn take_offer(&mut self, context: Context, label: Label, offer: Offer) {
+        match self.matching.arrive(context, label) {
+            Some(operation) => {
+                let message = Received { label, length: offer.length };
+                self.fetches.push(Fetch { operation, message, offer });
+            }
+            None if self.is_past(context, label.tag) => self.refuse(label.source, offer.operation),
+            None => {
+                if self.rounds.contains_key(&context) {
                     self.left_over += 1;
                 }
-                let waiting = Waiting::Offered { length: message.length, operation: theirs, place };
-                self.matching.keep(header.context, message.label, waiting);
+                self.matching.keep(context, label, Waiting::Offered(offer));
             }
         }
     }
 
-    /// Whether it was a piece that is awaited.
-    fn take_piece(&mut self, peer: u32, operation: Operation, at: usize, piece: &[u8]) -> bool {
+    /// The length of the message, if it was a piece that is awaited.
+    fn take_piece(
+        &mut self,
+        peer: u32,
+        operation: Operation,
+        at: usize,
+        piece: Payload<'_>,
+    ) -> Option<usize> {
         if self.reading.contains_key(&operation) {
-            return false;
+            return None;
         }
-        let Some(state) = self.operations.get_mut(operation as usize) else { return false };
+        let state = self.operations.get_mut(operation as usize)?;
         let (progress, memory) = match &mut state.what {
             What::Receive { got: Some(progress), memory, .. } => (progress, Some(memory)),
             What::Discard { progress } => (progress, None),
-            _ => return false,
+            _ => return None,
         };
         let end = at.saturating_add(piece.len());
         if progress.message.label.source != peer || at != progress.come || end > progress.message.length {
-            return false;
+            return None;
         }
         if let Some(memory) = memory {
             // Its length was looked at before the message was accepted.
-            memory.bytes()[at..end].copy_from_slice(piece);
+            piece.copy_to(&mut memory.bytes()[at..end]);
         }
         progress.come = end;
         let message = progress.message;
         if end == message.length {
             self.finish(operation, Ok(Some(message)));
         }
-        true
+        Some(message.length)
     }
 
     // --- what goes ---
@@ -776,28 +1006,29 @@ impl Core {
                 }
                 None
             }
-            Outgoing::Message(header, operation) => {
-                if !transport.try_send(peer, header, memory(*operation).unwrap_or_default())? {
-                    return Ok(false);
+            Outgoing::Message { header, operation, sent } => {
+                let before = *sent;
+                if !send_unasked(transport, peer, header, memory(*operation).unwrap_or_default(), sent)? {
+                    return Ok(*sent > before);
                 }
                 Some(*operation)
             }
             Outgoing::Pieces { operation, to, sent } => {
                 let bytes = memory(*operation).unwrap_or_default();
-                let end = bytes.len().min(*sent + transport.most(peer));
-                let header = Header {
-                    kind: Kind::Data as u32,
-                    context: 0,
-                    tag: 0,
-                    operation: *to,
-                    length: *sent as u64,
-                };
-                if !transport.try_send(peer, &header, &bytes[*sent..end])? {
-                    return Ok(false);
-                }
-                *sent = end;
-                if end < bytes.len() {
-                    return Ok(true);
+                let (before, most) = (*sent, transport.most(peer));
+                while *sent < bytes.len() {
+                    let end = bytes.len().min(*sent + most);
+                    let header = Header {
+                        kind: Kind::Data as u32,
+                        context: 0,
+                        tag: 0,
+                        operation: *to,
+                        length: *sent as u64,
+                    };
+                    if !transport.try_send(peer, &header, &bytes[*sent..end])? {
+                        return Ok(*sent > before);
+                    }
+                    *sent = end;
                 }
                 Some(*operation)
             }
@@ -812,6 +1043,53 @@ impl Core {
             self.finish(operation, Ok(None));
         }
         Ok(true)
+    }
+}
+
+/// Sends what is left of a message, as far as there is room. Whether that was all.
+#[inline]
+fn send_unasked(
+    transport: &mut impl Transport,
+    peer: u32,
+    header: &Header,
+    bytes: &[u8],
+    sent: &mut usize,
+) -> Result<bool, Broken> {
+    let piece = transport.piece(peer, bytes.len());
+    if bytes.len() <= piece {
+        return transport.try_send(peer, header, bytes);
+    }
+    while *sent < bytes.len() {
+        let end = bytes.len().min(*sent + piece);
+        let more = Header { kind: Kind::More as u32, length: *sent as u64, ..*header };
+        if !transport.try_send(peer, if *sent == 0 { header } else { &more }, &bytes[*sent..end])? {
+            return Ok(false);
+        }
+        *sent = end;
+    }
+    Ok(true)
+}
+
+/// Takes a send back that is given up. What was begun must go on, for the peer takes the next packets for the rest: from a copy.
+fn withdraw(queue: &mut VecDeque<Outgoing>, operation: Operation, bytes: &[u8], most: usize) {
+    let is_it = |outgoing: &Outgoing| match outgoing {
+        Outgoing::Message { operation: other, .. } | Outgoing::Pieces { operation: other, .. } => {
+            *other == operation
+        }
+        Outgoing::Packet(..) => false,
+    };
+    let Some(place) = queue.iter().position(is_it) else { return };
+    if let Some(Outgoing::Message { header, sent, .. }) = queue.remove(place)
+        && sent > 0
+    {
+        let pieces = bytes[sent..].chunks(most).scan(sent, |at, piece| {
+            let header = Header { kind: Kind::More as u32, length: *at as u64, ..header };
+            *at += piece.len();
+            Some(Outgoing::Packet(header, piece.to_vec()))
+        });
+        for (number, packet) in pieces.enumerate() {
+            queue.insert(place + number, packet);
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! earliest message that fits, a message the earliest receive that fits. Wildcards fit any source or any tag.
 
 use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasherDefault, Hasher};
 
 /// Ranks of one communicator talk apart from those of every other.
 pub(crate) type Context = u32;
@@ -34,7 +35,29 @@ impl Wanted {
 /// that fits each other.
 #[derive(Debug)]
 pub(crate) struct Matching<R, M> {
-    queues: HashMap<Context, Queues<R, M>>,
+    queues: HashMap<Context, Queues<R, M>, BuildHasherDefault<Spread>>,
+}
+
+/// Contexts are small numbers that ranks agree upon; every message is looked up by one, so its hash is one multiplication.
+#[derive(Default)]
+struct Spread(u64);
+
+impl Hasher for Spread {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u32(u32::from(*byte));
+        }
+    }
+
+    fn write_u32(&mut self, number: u32) {
+        // Knuth's multiplicative hashing, with the golden ratio.
+        self.0 = (self.0 ^ u64::from(number)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+
+    fn finish(&self) -> u64 {
+        // The map looks at the lowest and the highest bits.
+        self.0 ^ (self.0 >> 32)
+    }
 }
 
 #[derive(Debug)]
@@ -45,7 +68,7 @@ struct Queues<R, M> {
 
 impl<R, M> Default for Matching<R, M> {
     fn default() -> Self {
-        Self { queues: HashMap::new() }
+        Self { queues: HashMap::default() }
     }
 }
 
@@ -106,6 +129,13 @@ impl<R, M> Matching<R, M> {
             std::mem::take(&mut queues.messages).into_iter().partition(|(label, _)| are_they(*label));
         queues.messages = kept;
         taken
+    }
+
+    /// Neither receives nor messages wait.
+    #[inline]
+    pub(crate) fn is_empty(&self, context: Context) -> bool {
+        let queues = self.queues.get(&context);
+        queues.is_none_or(|queues| queues.receives.is_empty() && queues.messages.is_empty())
     }
 
     /// Takes back a receive that waits.

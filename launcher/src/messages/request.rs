@@ -39,7 +39,7 @@ pub struct Completed<T> {
 impl<T: Pod> Request<T> {
     pub(crate) fn send(communicator: &Communicator, peer: u32, tag: u32, data: Vec<T>) -> Result<Self> {
         let memory = lend(bytemuck::cast_slice(&data));
-        let operation = communicator.world.start_send(communicator.context, peer, tag, memory)?;
+        let operation = communicator.world.start_send(communicator.context, peer, tag, memory, false)?;
         let (communicator, tag) = (communicator.clone(), Tag(Some(tag)));
         Ok(Self { communicator, data, operation, peer: Some(peer), tag, received: None, sends: true })
     }

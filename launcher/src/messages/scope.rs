@@ -54,7 +54,7 @@ impl<'scope, 'env> Scope<'scope, 'env> {
     pub fn send<T: Pod>(&self, to: u32, tag: u32, data: &'env [T]) -> Result<()> {
         let peer = self.communicator.job_rank("send", to)?;
         let bytes = bytemuck::cast_slice(data);
-        let operation = self.communicator.world.start_send(self.context, peer, tag, lend(bytes))?;
+        let operation = self.communicator.world.start_send(self.context, peer, tag, lend(bytes), false)?;
         let (room, tag) = (bytes.len(), Tag(Some(tag)));
         if operation.is_some() {
             let started = Started { operation, room, peer: Some(peer), tag, received: None, exactly: None };

@@ -4,10 +4,12 @@ use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::fmt;
+use std::num::NonZero;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use roce_bootstrap::{Bootstrap, Event};
+use roce_types::CpuSet;
 
 use crate::error::{Error, Result};
 use crate::messages::communicator::Group;
@@ -17,9 +19,11 @@ use crate::messages::matching::{Context, Wanted};
 use crate::messages::watch::{Rounds, Watch};
 use crate::transport::Transports;
 
-/// A look at the engine that finds nothing, so many times, before others get the CPU: where ranks share one, they wait for each
-/// other.
-const SPINS: u32 = 200;
+/// A look at the engine that finds nothing, so many times, before others get the CPU: half a millisecond, which is longer than most
+/// waits. What else the node runs would keep it for a time slice.
+const SPINS: u32 = 10_000;
+/// So many looks at one peer alone, before a receive gets an operation and the engine looks at all.
+const MOMENT: u32 = 100;
 /// So many of these between two looks at the clock and at the news.
 const LOOKS: u32 = 100;
 /// A rank that has waited so long looks less often, and leaves the CPU to others.
@@ -40,8 +44,12 @@ pub(crate) struct World {
     timeout: Cell<Option<Duration>>,
     /// Why there is no job any more.
     over: RefCell<Option<String>>,
+    /// Whether there is such a reason, for a quick look.
+    is_over: Cell<bool>,
     /// What programs sent without waiting for the end.
     left: RefCell<Vec<(Operation, Box<dyn Any>)>>,
+    /// Looks that find nothing before others get the CPU.
+    spins: u32,
     /// No communicator that this rank knows has this context or a higher one.
     next_context: Cell<Context>,
     /// Whose windows are open: also those that programs have dropped without closing them.
@@ -59,6 +67,8 @@ pub(crate) struct World {
 impl World {
     pub(crate) fn new(exchange: Bootstrap, transports: Transports) -> Self {
         let rank = exchange.rank();
+        // Where ranks share CPUs, what one waits for takes another one's turn.
+        let spins = if exchange.local_ranks().count() > cpus() { 0 } else { SPINS };
         let nodes = (0..exchange.size()).map(|rank| exchange.node_of(rank).to_owned()).collect();
         let rounds = Rounds::new(Cell::new(1));
         let mut engine = Engine::new(rank, transports);
@@ -70,7 +80,9 @@ impl World {
             nodes,
             timeout: Cell::new(None),
             over: RefCell::new(None),
+            is_over: Cell::new(false),
             left: RefCell::default(),
+            spins,
             next_context: Cell::new(2),
             windows: RefCell::default(),
             ticks: Cell::new(0),
@@ -121,16 +133,38 @@ impl World {
         act(&mut self.engine.borrow_mut())
     }
 
-    /// Starts to send.
+    /// Starts to send. `waits` says that the caller will do nothing but wait for the end.
+    #[inline]
     pub(crate) fn start_send(
         &self,
         context: Context,
         peer: u32,
         tag: u32,
         memory: Lent,
+        waits: bool,
     ) -> Result<Option<Operation>> {
-        self.check_over()?;
-        self.engine.borrow_mut().send(context, peer, tag, memory).map_err(|failure| self.error(&failure, 0))
+        if self.is_over.get() {
+            self.check_over()?;
+        }
+        let started = self.engine.borrow_mut().send(context, peer, tag, memory, waits);
+        match started {
+            Ok(operation) => Ok(operation),
+            Err(failure) => Err(self.error(&failure, 0)),
+        }
+    }
+
+    /// Waits a moment for a message that comes next from its source, which takes no operation. `None` where it takes one.
+    #[inline(always)]
+    #[expect(
+        clippy::inline_always,
+        reason = "each call and each result in memory lengthens the way of a short message"
+    )]
+    pub(crate) fn receive_soon(&self, context: Context, wanted: Wanted, room: &mut [u8]) -> Option<Received> {
+        if self.is_over.get() {
+            return None;
+        }
+        let looks = if self.spins == 0 { 1 } else { MOMENT };
+        self.engine.borrow_mut().receive_soon(context, wanted, room, looks)
     }
 
     /// Starts to receive.
@@ -151,13 +185,12 @@ impl World {
         room: usize,
         what: &dyn fmt::Display,
     ) -> Result<Option<Received>> {
-        let unfinished = Unfinished { world: self, operation };
-        self.awaited.set(self.with_engine(|engine| engine.peer(operation)));
-        let outcome = self.wait_until(what, |engine| engine.take_outcome(operation));
-        // Before the operation is forgotten.
-        let outcome = outcome.inspect_err(|error| self.fail(error))?;
-        std::mem::forget(unfinished);
-        outcome.map_err(|failure| self.error(&failure, room)).inspect_err(|error| self.fail(error))
+        self.unfinished(operation).wait(room, what)
+    }
+
+    /// An operation that must not go on when its caller does not wait for it.
+    pub(crate) fn unfinished(&self, operation: Operation) -> Unfinished<'_> {
+        Unfinished { world: self, operation }
     }
 
     /// The outcome of an operation that is over.
@@ -182,7 +215,7 @@ impl World {
             if let Some(exchange) = self.take_exchange() {
                 exchange.abort(&reason);
             }
-            *self.over.borrow_mut() = Some(reason);
+            self.end(reason);
         }
     }
 
@@ -252,12 +285,12 @@ impl World {
                 continue;
             }
             idle = idle.saturating_add(1);
-            if idle < SPINS {
+            if idle < self.spins {
                 std::hint::spin_loop();
                 continue;
             }
             thread::yield_now();
-            if !idle.is_multiple_of(LOOKS) && idle > SPINS {
+            if !idle.is_multiple_of(LOOKS) && idle > self.spins {
                 continue;
             }
             let waited = started.get_or_insert_with(Instant::now).elapsed();
@@ -297,13 +330,18 @@ impl World {
         self.check_over()?;
         self.look_at_round()?;
         let Some(Some(event)) = self.with_exchange(Bootstrap::poll_event) else { return Ok(()) };
-        *self.over.borrow_mut() = Some(match event {
+        self.end(match event {
             Event::Lost { rank, node, why } => format!("{} is gone: {why}", name(rank, &node)),
             Event::Aborted { rank, node, reason } => format!("{} called abort: {reason}", name(rank, &node)),
             Event::Failed { reason } => reason,
             other => format!("{other:?}"),
         });
         self.check_over()
+    }
+
+    fn end(&self, why: String) {
+        *self.over.borrow_mut() = Some(why);
+        self.is_over.set(true);
     }
 
     fn check_over(&self) -> Result<()> {
@@ -333,15 +371,35 @@ impl World {
 }
 
 /// Has an operation forgotten, also where the thread unwinds: its memory may be gone soon.
-struct Unfinished<'a> {
+pub(crate) struct Unfinished<'a> {
     world: &'a World,
     operation: Operation,
+}
+
+impl Unfinished<'_> {
+    /// As [`World::wait`].
+    pub(crate) fn wait(self, room: usize, what: &dyn fmt::Display) -> Result<Option<Received>> {
+        let (world, operation) = (self.world, self.operation);
+        world.awaited.set(world.with_engine(|engine| engine.peer(operation)));
+        let outcome = world.wait_until(what, |engine| engine.take_outcome(operation));
+        // Before the operation is forgotten.
+        let outcome = outcome.inspect_err(|error| world.fail(error))?;
+        std::mem::forget(self);
+        outcome.map_err(|failure| world.error(&failure, room)).inspect_err(|error| world.fail(error))
+    }
 }
 
 impl Drop for Unfinished<'_> {
     fn drop(&mut self) {
         self.world.cancel(self.operation);
     }
+}
+
+/// The node's CPUs, whatever this rank is bound to; without sysfs as many as it may run on.
+fn cpus() -> usize {
+    let online = std::fs::read_to_string("/sys/devices/system/cpu/online").ok();
+    let online = online.and_then(|text| text.trim().parse::<CpuSet>().ok()).map(|set| set.len());
+    online.unwrap_or_else(|| thread::available_parallelism().map_or(1, NonZero::get))
 }
 
 fn name(rank: Option<u32>, node: &str) -> String {

@@ -6,7 +6,7 @@ use bytemuck::{Pod, Zeroable};
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u32)]
 pub(crate) enum Kind {
-    /// A whole message.
+    /// A message, or the first piece of one.
     Eager = 1,
     /// A message is there to be fetched.
     Offer = 2,
@@ -16,6 +16,10 @@ pub(crate) enum Kind {
     Data = 4,
     /// The receiver has fetched an offered message itself.
     Fetched = 5,
+    /// The next piece of the message that the last [`Kind::Eager`] from this rank began.
+    More = 6,
+    /// As [`Kind::Offer`], by a rank that does nothing but wait for it.
+    OfferWaiting = 7,
     // Those of windows: `context` says which, `length` where in its memory, in bytes.
     /// Bytes to be written.
     Put = 16,
@@ -30,20 +34,6 @@ pub(crate) enum Kind {
     /// So many puts and adds, as `length` says, have been carried out.
     Done = 21,
 }
-
-const KINDS: [Kind; 11] = [
-    Kind::Eager,
-    Kind::Offer,
-    Kind::Accept,
-    Kind::Data,
-    Kind::Fetched,
-    Kind::Put,
-    Kind::Add,
-    Kind::Get,
-    Kind::Atomic,
-    Kind::Answer,
-    Kind::Done,
-];
 
 /// The fields' meaning depends on the kind.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
@@ -97,6 +87,21 @@ impl Place {
 
 impl Header {
     pub(crate) fn kind(&self) -> Option<Kind> {
-        KINDS.into_iter().find(|kind| *kind as u32 == self.kind)
+        Some(match self.kind {
+            1 => Kind::Eager,
+            2 => Kind::Offer,
+            3 => Kind::Accept,
+            4 => Kind::Data,
+            5 => Kind::Fetched,
+            6 => Kind::More,
+            7 => Kind::OfferWaiting,
+            16 => Kind::Put,
+            17 => Kind::Add,
+            18 => Kind::Get,
+            19 => Kind::Atomic,
+            20 => Kind::Answer,
+            21 => Kind::Done,
+            _ => return None,
+        })
     }
 }

@@ -4,6 +4,7 @@
 //! sent to a peer. What packets mean is the engine's business ([`crate::messages`]).
 
 pub(crate) mod header;
+pub(crate) mod payload;
 pub(crate) mod shared_memory;
 pub(crate) mod tcp;
 mod transports;
@@ -12,6 +13,7 @@ pub(crate) mod verbs;
 use crate::messages::{Lent, LentMut};
 
 pub(crate) use header::{Header, Kind, Place};
+pub(crate) use payload::Payload;
 pub(crate) use transports::{Cards, Prepared, Transports, Wanted};
 pub(crate) use verbs::Class;
 
@@ -32,9 +34,33 @@ pub(crate) enum Fetched {
     Impossible,
 }
 
+/// What [`Transport::look_at`] has found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Look {
+    /// Nothing has come.
+    Nothing,
+    /// A packet that was taken.
+    Taken,
+    /// [`Transport::poll`] is what helps: a packet was left, or one peer can't be looked at alone.
+    Poll,
+}
+
 pub(crate) trait Transport {
+    /// Messages up to so many bytes fit into one packet to every peer.
+    const SHORT: usize = 0;
+
     /// The most bytes of payload in one packet to this peer.
     fn most(&self, peer: u32) -> usize;
+
+    /// The longest message to this peer that is sent without asking, in as many packets as it takes.
+    fn unasked(&self, peer: u32) -> usize {
+        self.most(peer)
+    }
+
+    /// How many bytes of a message of this length are best in one packet; at most [`most`](Self::most).
+    fn piece(&self, peer: u32, _length: usize) -> usize {
+        self.most(peer)
+    }
 
     /// Sends a packet, or says that there is no room for it now. When it returns, the bytes have been copied.
     ///
@@ -42,11 +68,30 @@ pub(crate) trait Transport {
     /// If the peer can't be reached any more.
     fn try_send(&mut self, peer: u32, header: &Header, payload: &[u8]) -> Result<bool, Broken>;
 
+    /// Sends a packet of at most [`SHORT`](Self::SHORT) bytes, if that is possible at once. If not, [`try_send`](Self::try_send) says
+    /// why.
+    #[inline]
+    fn send_short(&mut self, peer: u32, header: &Header, payload: &[u8]) -> bool {
+        self.try_send(peer, header, payload) == Ok(true)
+    }
+
     /// Gives the packets that have come, at most a few from each peer, with the rank that sent them. Whether there was any.
     ///
     /// # Errors
     /// If a peer can't be reached any more; what it sent before has been given.
-    fn poll(&mut self, deliver: &mut impl FnMut(u32, &Header, &[u8])) -> Result<bool, Broken>;
+    fn poll(&mut self, deliver: &mut impl FnMut(u32, &Header, Payload<'_>)) -> Result<bool, Broken>;
+
+    /// Looks at the next packet of one peer alone. `take` says whether it has taken it; else it stays the next one.
+    ///
+    /// # Errors
+    /// As [`poll`](Self::poll).
+    fn look_at(
+        &mut self,
+        _peer: u32,
+        _take: &mut impl FnMut(&Header, Payload<'_>) -> bool,
+    ) -> Result<Look, Broken> {
+        Ok(Look::Poll)
+    }
 
     /// How a peer may read a message that is offered to it. The peer may until the operation's offer is withdrawn, and the engine
     /// withdraws it before it forgets the operation.

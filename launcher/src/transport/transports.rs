@@ -14,7 +14,7 @@ use crate::rail;
 use crate::transport::shared_memory::{self, SharedMemory};
 use crate::transport::tcp::{self, Listening, Peers, Place, Tcp};
 use crate::transport::verbs::{self, Class, Rail, Verbs};
-use crate::transport::{Broken, Fetched, Header, Place as Offered, Transport};
+use crate::transport::{Broken, Fetched, Header, Look, Payload, Place as Offered, Transport};
 
 /// What the secrets of messages are derived for.
 const OVER_TCP: &[u8] = b"messages over TCP";
@@ -225,19 +225,8 @@ impl Transports {
     }
 }
 
-impl Transport for Transports {
-    #[inline]
-    fn most(&self, peer: u32) -> usize {
-        match (self.ways.get(peer as usize), &self.shared, &self.tcp, &self.verbs) {
-            (Some(Way::Shared | Way::SharedLater(_)), Some(shared), ..) => shared.most(peer),
-            (Some(Way::Verbs), _, _, Some(verbs)) => verbs.most(peer),
-            (Some(Way::Tcp(_)), _, Some(tcp), _) => tcp.most(peer),
-            _ => 0,
-        }
-    }
-
-    #[inline]
-    fn try_send(&mut self, peer: u32, header: &Header, payload: &[u8]) -> Result<bool, Broken> {
+impl Transports {
+    fn try_send_otherwise(&mut self, peer: u32, header: &Header, payload: &[u8]) -> Result<bool, Broken> {
         match (self.ways.get(peer as usize), &mut self.shared, &mut self.tcp, &mut self.verbs) {
             (Some(Way::Shared), Some(shared), ..) => shared.try_send(peer, header, payload),
             (Some(Way::Verbs), _, _, Some(verbs)) => verbs.try_send(peer, header, payload),
@@ -250,9 +239,69 @@ impl Transport for Transports {
             _ => Err(Broken { peer, why: "there is no way to it".to_owned() }),
         }
     }
+}
+
+impl Transport for Transports {
+    const SHORT: usize = 1 << 10;
 
     #[inline]
-    fn poll(&mut self, deliver: &mut impl FnMut(u32, &Header, &[u8])) -> Result<bool, Broken> {
+    fn most(&self, peer: u32) -> usize {
+        match (self.ways.get(peer as usize), &self.shared, &self.tcp, &self.verbs) {
+            (Some(Way::Shared | Way::SharedLater(_)), Some(shared), ..) => shared.most(peer),
+            (Some(Way::Verbs), _, _, Some(verbs)) => verbs.most(peer),
+            (Some(Way::Tcp(_)), _, Some(tcp), _) => tcp.most(peer),
+            _ => 0,
+        }
+    }
+
+    #[inline]
+    fn unasked(&self, peer: u32) -> usize {
+        match (self.ways.get(peer as usize), &self.shared, &self.tcp, &self.verbs) {
+            (Some(Way::Shared | Way::SharedLater(_)), Some(shared), ..) => shared.unasked(peer),
+            (Some(Way::Verbs), _, _, Some(verbs)) => verbs.unasked(peer),
+            (Some(Way::Tcp(_)), _, Some(tcp), _) => tcp.unasked(peer),
+            _ => 0,
+        }
+    }
+
+    #[inline]
+    fn piece(&self, peer: u32, length: usize) -> usize {
+        match (self.ways.get(peer as usize), &self.shared) {
+            (Some(Way::Shared | Way::SharedLater(_)), Some(shared)) => shared.piece(peer, length),
+            _ => self.most(peer),
+        }
+    }
+
+    #[inline]
+    fn look_at(
+        &mut self,
+        peer: u32,
+        take: &mut impl FnMut(&Header, Payload<'_>) -> bool,
+    ) -> Result<Look, Broken> {
+        match (self.ways.get(peer as usize), &mut self.shared) {
+            (Some(Way::Shared | Way::SharedLater(_)), Some(shared)) => shared.look_at(peer, take),
+            _ => Ok(Look::Poll),
+        }
+    }
+
+    #[inline]
+    fn try_send(&mut self, peer: u32, header: &Header, payload: &[u8]) -> Result<bool, Broken> {
+        if let (Some(Way::Shared), Some(shared)) = (self.ways.get(peer as usize), &mut self.shared) {
+            return shared.try_send(peer, header, payload);
+        }
+        self.try_send_otherwise(peer, header, payload)
+    }
+
+    #[inline]
+    fn send_short(&mut self, peer: u32, header: &Header, payload: &[u8]) -> bool {
+        match (self.ways.get(peer as usize), &mut self.shared) {
+            (Some(Way::Shared), Some(shared)) => shared.send_short(peer, header, payload),
+            _ => self.try_send(peer, header, payload) == Ok(true),
+        }
+    }
+
+    #[inline]
+    fn poll(&mut self, deliver: &mut impl FnMut(u32, &Header, Payload<'_>)) -> Result<bool, Broken> {
         let by_memory = self.shared.as_mut().map_or(Ok(false), |shared| shared.poll(deliver))?;
         let by_nic = self.verbs.as_mut().map_or(Ok(false), |verbs| verbs.poll(deliver))?;
         let by_network = self.tcp.as_mut().map_or(Ok(false), |tcp| tcp.poll(deliver))?;

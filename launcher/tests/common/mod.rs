@@ -15,6 +15,11 @@ pub(crate) fn run(nodes: &[u32], task: &str) {
 
 /// The same with more variables.
 pub(crate) fn run_with(nodes: &[u32], task: &str, variables: &[(&str, &str)]) {
+    run_for(nodes, task, variables, Duration::from_secs(60));
+}
+
+/// The same with another limit.
+pub(crate) fn run_for(nodes: &[u32], task: &str, variables: &[(&str, &str)], limit: Duration) {
     static STEP: AtomicU32 = AtomicU32::new(0);
     let step = STEP.fetch_add(1, Ordering::Relaxed);
     let names = (1..=nodes.len()).map(|node| format!("127.0.0.{node}")).collect::<Vec<_>>().join(",");
@@ -42,7 +47,7 @@ pub(crate) fn run_with(nodes: &[u32], task: &str, variables: &[(&str, &str)]) {
             ranks.push((rank, command.spawn().unwrap()));
         }
     }
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + limit;
     let mut late = Vec::new();
     while ranks.iter_mut().any(|(_, child)| child.try_wait().unwrap().is_none()) {
         if Instant::now() > deadline {

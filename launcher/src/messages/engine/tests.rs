@@ -38,10 +38,18 @@ fn copy(address: u64, to: *mut u8, length: usize) {
 }
 
 pub(crate) const MOST: usize = 16;
+/// Messages up to so many bytes go in pieces unasked, if their sender waits.
+const UNASKED: usize = 60;
 
 impl Transport for Queues {
+    const SHORT: usize = MOST / 2;
+
     fn most(&self, _: u32) -> usize {
         MOST
+    }
+
+    fn unasked(&self, _: u32) -> usize {
+        UNASKED
     }
 
     fn try_send(&mut self, peer: u32, header: &Header, payload: &[u8]) -> Result<bool, Broken> {
@@ -55,14 +63,14 @@ impl Transport for Queues {
         Ok(true)
     }
 
-    fn poll(&mut self, deliver: &mut impl FnMut(u32, &Header, &[u8])) -> Result<bool, Broken> {
+    fn poll(&mut self, deliver: &mut impl FnMut(u32, &Header, Payload<'_>)) -> Result<bool, Broken> {
         let mut came = false;
         let mut wires = self.wires.borrow_mut();
         for ((from, to), wire) in wires.iter_mut() {
             if *to == self.rank
                 && let Some((header, payload)) = wire.pop_front()
             {
-                deliver(*from, &header, &payload);
+                deliver(*from, &header, payload.as_slice().into());
                 came = true;
             }
         }
@@ -170,7 +178,7 @@ proptest! {
                 Some(0..=2) if next_send < messages.len() => {
                     let message = &messages[next_send];
                     let engine = &mut engines[message.source as usize];
-                    let operation = engine.send(0, message.to, message.tag, lend(&sent[next_send])).unwrap();
+                    let operation = engine.send(0, message.to, message.tag, lend(&sent[next_send]), message.length % 2 == 0).unwrap();
                     sends.extend(operation.map(|operation| (message.source, operation)));
                     next_send += 1;
                 }
@@ -218,10 +226,10 @@ proptest! {
 
 #[test]
 fn a_message_too_long_for_its_receive_is_an_error_there_and_over_for_its_sender() {
-    for length in [MOST, 5 * MOST] {
+    for (length, waits) in [(MOST, false), (3 * MOST, true), (5 * MOST, false)] {
         let mut engines = engines(2, 4, Fetches::Never);
         let (sent, mut room) = (bytes(0, 0, length), [0; 3]);
-        let send = engines[0].send(0, 1, 7, lend(&sent)).unwrap();
+        let send = engines[0].send(0, 1, 7, lend(&sent), waits).unwrap();
         let receive = engines[1].receive(0, Wanted { source: None, tag: Some(7) }, lend_mut(&mut room));
         (0..5).for_each(|_| engines.iter_mut().for_each(|engine| _ = engine.progress()));
         let message = Received { label: Label { source: 0, tag: 7 }, length };
@@ -235,7 +243,7 @@ fn a_message_too_long_for_its_receive_is_an_error_there_and_over_for_its_sender(
 fn what_a_cancelled_receive_still_gets_goes_nowhere() {
     let mut engines = engines(2, 4, Fetches::Never);
     let (sent, mut first, mut second) = (bytes(0, 0, 100), [0; 100], [0; 100]);
-    let send = engines[0].send(0, 1, 0, lend(&sent)).unwrap().unwrap();
+    let send = engines[0].send(0, 1, 0, lend(&sent), false).unwrap().unwrap();
     let receive = engines[1].receive(0, Wanted { source: Some(0), tag: None }, lend_mut(&mut first));
     while engines[1].core.operations[receive as usize].what.come() < 32 {
         engines.iter_mut().for_each(|engine| _ = engine.progress());
@@ -249,11 +257,26 @@ fn what_a_cancelled_receive_still_gets_goes_nowhere() {
     assert_eq!(engines[1].core.operations.len(), 1);
 }
 
+/// The receiver takes what comes next for the rest of what was begun.
+#[test]
+fn a_send_that_is_given_up_in_the_middle_arrives_whole() {
+    let mut engines = engines(2, 1, Fetches::Never);
+    let (sent, mut first, mut second) = (bytes(0, 0, 50), [0; 50], [0; 8]);
+    let send = engines[0].send(0, 1, 0, lend(&sent), true).unwrap().unwrap();
+    engines[0].cancel(send);
+    let next = engines[0].send(0, 1, 0, lend(&sent[..8]), true).unwrap().unwrap();
+    let receive = engines[1].receive(0, Wanted { source: Some(0), tag: None }, lend_mut(&mut first));
+    let other = engines[1].receive(0, Wanted { source: None, tag: None }, lend_mut(&mut second));
+    (0..20).for_each(|_| engines.iter_mut().for_each(|engine| _ = engine.progress()));
+    assert!(engines[0].is_over(next) && engines[1].is_over(receive) && engines[1].is_over(other));
+    assert!(first == sent[..] && second == sent[..8]);
+}
+
 #[test]
 fn a_receive_that_is_given_up_while_it_is_read_frees_its_sender_and_stays_as_it_is() {
     let mut engines = engines(2, 4, Fetches::Later);
     let (sent, mut room) = (bytes(0, 0, 100), [0; 100]);
-    let send = engines[0].send(0, 1, 0, lend(&sent)).unwrap().unwrap();
+    let send = engines[0].send(0, 1, 0, lend(&sent), false).unwrap().unwrap();
     let receive = engines[1].receive(0, Wanted { source: Some(0), tag: None }, lend_mut(&mut room));
     engines[0].progress();
     engines[1].progress();
@@ -269,7 +292,7 @@ fn a_receive_that_is_given_up_while_it_is_read_frees_its_sender_and_stays_as_it_
 fn who_waits_for_a_lost_peer_hears_of_it_and_others_do_not() {
     let mut engines = engines(3, 1, Fetches::Never);
     let (sent, mut from_it, mut from_any) = (bytes(0, 0, 100), [0; 8], [0; 8]);
-    let send = engines[0].send(0, 1, 0, lend(&sent)).unwrap().unwrap();
+    let send = engines[0].send(0, 1, 0, lend(&sent), false).unwrap().unwrap();
     let receive = engines[0].receive(0, Wanted { source: Some(1), tag: None }, lend_mut(&mut from_it));
     let any = engines[0].receive(0, Wanted { source: None, tag: None }, lend_mut(&mut from_any));
     let broken = Broken { peer: 1, why: "gone".to_owned() };
@@ -278,8 +301,8 @@ fn who_waits_for_a_lost_peer_hears_of_it_and_others_do_not() {
         assert_eq!(engines[0].take_outcome(operation), Some(Err(Failure::Broken(broken.clone()))));
     }
     assert!(!engines[0].is_over(any));
-    assert_eq!(engines[0].send(0, 1, 0, lend(&sent)).unwrap_err(), Failure::Broken(broken));
-    engines[2].send(0, 0, 3, lend(&sent[..8])).unwrap();
+    assert_eq!(engines[0].send(0, 1, 0, lend(&sent), false).unwrap_err(), Failure::Broken(broken));
+    engines[2].send(0, 0, 3, lend(&sent[..8]), false).unwrap();
     engines[0].progress();
     assert_eq!(engines[0].take_outcome(any).unwrap().unwrap().unwrap().length, 8);
     assert!(from_any == sent[..8]);
@@ -287,7 +310,7 @@ fn who_waits_for_a_lost_peer_hears_of_it_and_others_do_not() {
 
 #[test]
 fn nonsense_costs_the_peer_its_connection_and_nothing_else() {
-    let kinds = [0, 1, 2, 4, 9];
+    let kinds = [0, 1, 2, 4, 6, 9];
     for kind in kinds {
         let mut engines = engines(2, 4, Fetches::Never);
         let mut room = [0; 8];

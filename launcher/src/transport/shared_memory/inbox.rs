@@ -8,7 +8,7 @@
 //! 0     a token                          written by the owner, before anybody is told of the inbox
 //! 64    how many have connected          looked at by the owner, which then looks at the bits
 //! 128   who has connected, a bit each
-//! ...   for each rank a line: how far the owner has taken from its ring
+//! ...   for each rank a line: how far the owner has taken from its ring, and what that costs
 //! ...   for each rank its ring
 //! ```
 #![expect(unsafe_code, reason = "memory that other processes write")]
@@ -17,13 +17,13 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use memmap2::MmapRaw;
 use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use super::ring::{LINE, LINES, Place, Reader, Writer};
+use super::ring::{LINE, LINES, Place, Reader, Told, Writer};
 
 const TOKEN: usize = 0;
 const CONNECTED: usize = 64;
@@ -40,22 +40,22 @@ pub(super) struct Layout {
 }
 
 impl Layout {
-    /// For a node with so many ranks of this job. Long payloads have 32 KiB from each rank, or less where all would be more
+    /// For a node with so many ranks of this job. Long payloads have 256 KiB from each rank, or less where all would be more
     /// than 2 MiB.
     pub(super) const fn new(ranks: usize) -> Self {
-        let mut payload: u32 = 32 << 10;
+        let mut payload: u32 = 256 << 10;
         while payload > 4 << 10 && ranks * payload as usize > 2 << 20 {
             payload /= 2;
         }
         Self { ranks, payload }
     }
 
-    const fn taken(self, rank: usize) -> usize {
-        BITS + self.ranks.div_ceil(64).next_multiple_of(8) * 8 + rank * LINE
+    const fn told(self, rank: usize) -> usize {
+        BITS + (self.ranks.div_ceil(64) * 8).next_multiple_of(LINE) + rank * LINE
     }
 
     const fn ring(self, rank: usize) -> usize {
-        self.taken(self.ranks).next_multiple_of(4096) + rank * (RING + self.payload as usize)
+        self.told(self.ranks).next_multiple_of(4096) + rank * (RING + self.payload as usize)
     }
 
     const fn bytes(self) -> usize {
@@ -103,9 +103,9 @@ impl Memory {
 
     fn ring(&self, rank: usize) -> Place {
         assert!(rank < self.layout.ranks);
-        let taken = self.at(self.layout.taken(rank)).cast::<AtomicU32>();
+        let told = self.at(self.layout.told(rank)).cast::<Told>();
         let ring = self.layout.ring(rank);
-        Place { lines: self.at(ring), payload: self.at(ring + RING), bytes: self.layout.payload, taken }
+        Place { lines: self.at(ring), payload: self.at(ring + RING), bytes: self.layout.payload, told }
     }
 }
 
@@ -119,6 +119,8 @@ pub(super) struct Inbox {
     /// Who had, a bit each.
     admitted: Vec<u64>,
     senders: Vec<(usize, Reader)>,
+    /// Where among the senders each rank of the node is.
+    places: Vec<Option<usize>>,
 }
 
 impl Inbox {
@@ -134,7 +136,14 @@ impl Inbox {
         let words: [u64; 2] = bytemuck::cast(token);
         memory.word(TOKEN).store(words[0], Ordering::Relaxed);
         memory.word(TOKEN + 8).store(words[1], Ordering::Relaxed);
-        Ok(Self { memory, file, seen: 0, admitted: vec![0; layout.ranks.div_ceil(64)], senders: Vec::new() })
+        Ok(Self {
+            memory,
+            file,
+            seen: 0,
+            admitted: vec![0; layout.ranks.div_ceil(64)],
+            senders: Vec::new(),
+            places: vec![None; layout.ranks],
+        })
     }
 
     /// The file's number in this process.
@@ -162,6 +171,7 @@ impl Inbox {
             let here = self.memory.word(BITS + word * 8).load(Ordering::Acquire) & bit != 0;
             if here && self.admitted[word] & bit == 0 {
                 self.admitted[word] |= bit;
+                self.places[rank] = Some(self.senders.len());
                 // SAFETY: the ring is within the map, which lives as long as the inbox and so as long as the reader. As
                 // `admitted` says, the reader is the ring's only one. Its writer is the only one too, as a rank opens an inbox
                 // once. A file's memory is zero at the start.
@@ -183,9 +193,19 @@ impl Inbox {
         (*rank, reader)
     }
 
+    /// The index of a rank of the node among them, if it has connected.
+    #[inline]
+    pub(super) fn index_of(&self, rank: usize) -> Option<usize> {
+        self.places[rank]
+    }
+
     /// Never again looks at one of them; another takes its index.
     pub(super) fn shut(&mut self, index: usize) {
-        self.senders.swap_remove(index);
+        let (rank, _) = self.senders.swap_remove(index);
+        self.places[rank] = None;
+        if let Some((moved, _)) = self.senders.get(index) {
+            self.places[*moved] = Some(index);
+        }
     }
 }
 
@@ -227,6 +247,10 @@ impl Outgoing {
         memory.word(BITS + rank / 64 * 8).fetch_or(1 << (rank % 64), Ordering::Release);
         memory.word(CONNECTED).fetch_add(1, Ordering::Release);
         Ok(Self { writer, _memory: memory })
+    }
+
+    pub(super) fn is_far(&self) -> bool {
+        self.writer.is_far()
     }
 
     #[inline]

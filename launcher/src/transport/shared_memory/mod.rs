@@ -4,6 +4,7 @@
 //! the others find it; they map it when they first want to send. Long messages need not go through it where a rank may
 //! read another's memory: [`single_copy`].
 
+mod copy;
 mod inbox;
 mod ring;
 mod single_copy;
@@ -13,10 +14,16 @@ use serde::{Deserialize, Serialize};
 
 use self::inbox::{Inbox, Layout, Outgoing};
 use self::ring::most;
-use super::{Broken, Header, Transport};
+use super::{Broken, Header, Look, Payload, Transport};
 
 /// Packets from one peer that one poll gives at most, so that nobody is starved.
 const TURN: usize = 16;
+
+/// The longest message that goes through a ring unasked, where the ring has room for twice as much.
+const UNASKED: usize = 64 << 10;
+/// Messages up to so many bytes go in pieces of so many.
+const SHORT: usize = 16 << 10;
+const PIECE: usize = 2 << 10;
 
 /// How other ranks of the node find this one.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -51,8 +58,6 @@ pub(crate) struct SharedMemory {
     peers: Vec<Option<Peer>>,
     /// Who sent last, among the inbox's senders.
     last: usize,
-    /// Here a packet's payload is while it is delivered.
-    packet: Box<[u8]>,
     inbox: Inbox,
     /// The others read it where it is.
     token: Box<[u8; 16]>,
@@ -73,8 +78,7 @@ impl SharedMemory {
         let inbox = Inbox::new(layout, *token)
             .map_err(|error| format!("no memory to share with other ranks: {error}"))?;
         let peers = ranks.iter().map(|_| None).collect();
-        let packet = vec![0; most(layout.payload)].into();
-        Ok(Self { ranks, place, layout, peers, last: 0, packet, inbox, token })
+        Ok(Self { ranks, place, layout, peers, last: 0, inbox, token })
     }
 
     pub(crate) fn card(&self) -> Card {
@@ -152,6 +156,23 @@ impl Transport for SharedMemory {
         most(self.layout.payload)
     }
 
+    /// Half of the ring: there is room for the next message while this one is taken.
+    fn unasked(&self, _: u32) -> usize {
+        (self.layout.payload as usize / 2).clamp(most(self.layout.payload), UNASKED)
+    }
+
+    /// So that the receiver copies a piece out while the sender copies the next one in; but a piece costs something too.
+    #[inline]
+    fn piece(&self, peer: u32, length: usize) -> usize {
+        let most = most(self.layout.payload);
+        if length <= PIECE || most <= PIECE {
+            return most;
+        }
+        let peer = self.place_of(peer).and_then(|place| self.peers[place].as_ref());
+        let is_far = peer.is_some_and(|peer| peer.outgoing.is_far());
+        if is_far || length > SHORT { most } else { PIECE }
+    }
+
     #[inline]
     fn try_send(&mut self, peer: u32, header: &Header, payload: &[u8]) -> Result<bool, Broken> {
         let writer = self.peer(peer)?.outgoing.writer();
@@ -159,7 +180,13 @@ impl Transport for SharedMemory {
     }
 
     #[inline]
-    fn poll(&mut self, deliver: &mut impl FnMut(u32, &Header, &[u8])) -> Result<bool, Broken> {
+    fn send_short(&mut self, peer: u32, header: &Header, payload: &[u8]) -> bool {
+        let peer = self.place_of(peer).and_then(|place| self.peers[place].as_mut());
+        peer.is_some_and(|peer| peer.outgoing.writer().try_push(header, payload) == Ok(true))
+    }
+
+    #[inline]
+    fn poll(&mut self, deliver: &mut impl FnMut(u32, &Header, Payload<'_>)) -> Result<bool, Broken> {
         if self.inbox.knocked() {
             self.inbox.admit();
         }
@@ -171,24 +198,49 @@ impl Transport for SharedMemory {
             let (place, reader) = self.inbox.sender(index);
             let rank = self.ranks[place];
             for _ in 0..TURN {
-                match reader.pop(&mut self.packet) {
+                let popped = reader.pop(|header, payload| {
+                    deliver(rank, header, payload);
+                    true
+                });
+                match popped {
                     Ok(None) => break,
-                    Ok(Some((header, length))) => {
+                    Ok(Some(_)) => {
                         any = true;
                         self.last = index;
-                        deliver(rank, &header, &self.packet[..length]);
                     }
-                    Err(garbage) => {
-                        let broken = overwritten(rank, garbage);
-                        // Its end can't be found again, so nothing more is read from it.
-                        self.inbox.shut(index);
-                        self.last = 0;
-                        return Err(broken);
-                    }
+                    Err(garbage) => return Err(self.shut(index, rank, garbage)),
                 }
             }
         }
         Ok(any)
+    }
+
+    #[inline]
+    fn look_at(
+        &mut self,
+        peer: u32,
+        take: &mut impl FnMut(&Header, Payload<'_>) -> bool,
+    ) -> Result<Look, Broken> {
+        let Some(index) = self.place_of(peer).and_then(|place| self.inbox.index_of(place)) else {
+            return Ok(Look::Poll);
+        };
+        let (_, reader) = self.inbox.sender(index);
+        match reader.pop(take) {
+            Ok(None) => Ok(Look::Nothing),
+            Ok(Some(true)) => Ok(Look::Taken),
+            Ok(Some(false)) => Ok(Look::Poll),
+            Err(garbage) => Err(self.shut(index, peer, garbage)),
+        }
+    }
+}
+
+impl SharedMemory {
+    /// The end of what a peer sends can't be found again, so nothing more is read from it.
+    #[cold]
+    fn shut(&mut self, index: usize, rank: u32, garbage: ring::Garbage) -> Broken {
+        self.inbox.shut(index);
+        self.last = 0;
+        overwritten(rank, garbage)
     }
 }
 

@@ -15,7 +15,8 @@
 use std::ptr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use crate::transport::Header;
+use super::copy::{Copier, Costs, Measured, Way};
+use crate::transport::{Header, Payload};
 
 /// Bytes in a line.
 pub(super) const LINE: usize = 64;
@@ -25,15 +26,18 @@ const PAYLOAD: usize = HEADER + size_of::<Header>();
 const SMALL: usize = LINE - PAYLOAD;
 /// In every stamp, so that none is zero as a cleared one is.
 const VALID: u32 = 1 << 31;
+/// In the stamp of a packet whose payload was written around the caches.
+const AROUND: u32 = 1 << 30;
 
 const _: () = assert!(PAYLOAD == 32 && HEADER.is_multiple_of(align_of::<Header>()));
 
 /// Lines of a ring.
 pub(super) const LINES: u32 = 64;
 
-/// The most bytes of payload in one packet, so that four of them fit into a ring of so many bytes.
+/// The most bytes of payload in one packet, so that at least four of them fit into a ring of so many bytes: while the reader
+/// copies one, the writer copies the next.
 pub(super) const fn most(bytes: u32) -> usize {
-    bytes as usize / 4
+    if bytes < 32 << 10 { bytes as usize / 4 } else { 8 << 10 }
 }
 
 /// Where a ring is.
@@ -45,9 +49,20 @@ pub(super) struct Place {
     pub(super) payload: *mut u8,
     /// Room for long payloads: a power of two, at least 256.
     pub(super) bytes: u32,
-    /// The position up to which the reader has taken everything.
-    pub(super) taken: *const AtomicU32,
+    /// What the reader tells.
+    pub(super) told: *const Told,
 }
+
+/// What a reader tells a writer, in a line of its own.
+#[derive(Default, Debug)]
+#[repr(C, align(64))]
+pub(super) struct Told {
+    /// The position up to which it has taken everything.
+    taken: AtomicU32,
+    costs: Costs,
+}
+
+const _: () = assert!(size_of::<Told>() == LINE);
 
 /// What is in the ring can't have been written by this code.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -71,9 +86,13 @@ impl Place {
         unsafe { &*self.line(position).cast::<AtomicU64>() }
     }
 
+    fn told(&self) -> &Told {
+        // SAFETY: by the promise given to `Writer::new` or `Reader::new`; it's accessed as atomic words only.
+        unsafe { &*self.told }
+    }
+
     fn taken(&self) -> &AtomicU32 {
-        // SAFETY: by the promise given to `Writer::new` or `Reader::new`; it's accessed as an atomic word only.
-        unsafe { &*self.taken }
+        &self.told().taken
     }
 
     /// Where a payload begins, and how much of it is there; the rest is at the start.
@@ -106,16 +125,18 @@ pub(super) struct Writer {
     payload_taken: u32,
     /// For each line, where the long payloads up to its packet end.
     ends: [u32; LINES as usize],
+    copier: Copier,
 }
 
 impl Writer {
     /// A ring's writer.
     ///
     /// # Safety
-    /// The lines and the room for payload, both aligned to 64 bytes, and the word `taken` must stay mapped as long as the
+    /// The lines and the room for payload, both aligned to 64 bytes, and what `told` points to must stay mapped as long as the
     /// writer is used, be zero at the start, and be accessed by this writer and one [`Reader`] only.
     pub(super) unsafe fn new(place: Place) -> Self {
-        Self { place, position: 0, payload: 0, taken: 0, payload_taken: 0, ends: [0; LINES as usize] }
+        let ends = [0; LINES as usize];
+        Self { place, position: 0, payload: 0, taken: 0, payload_taken: 0, ends, copier: Copier::new() }
     }
 
     /// As if so many lines and bytes had gone through the ring.
@@ -135,25 +156,46 @@ impl Writer {
             return Ok(false);
         }
         let line = place.line(self.position);
-        // SAFETY: the line, and the room for payload up to `end`, have been given back by the reader, whose reads of them
-        // happened before that (release by the reader, acquire in `room`), or were never used. It will not touch them, but for
-        // the line's stamp, before that is stored below. All is within the ring: `split` never leads behind its end, and
-        // a payload is at most a quarter of it. A peer that breaks the rules can garble the packet only.
+        // SAFETY: the line has been given back by the reader, whose reads of it happened before that (release by the reader,
+        // acquire in `room`), or was never used. It will not touch it, but for its stamp, before that is stored below.
         unsafe {
             line.add(HEADER).cast::<Header>().write(*header);
             if payload.len() <= SMALL {
                 ptr::copy_nonoverlapping(payload.as_ptr(), line.add(PAYLOAD), payload.len());
-            } else {
-                let (begin, first) = place.split(self.payload, payload.len());
-                ptr::copy_nonoverlapping(payload.as_ptr(), place.payload.add(begin), first);
-                ptr::copy_nonoverlapping(payload.as_ptr().add(first), place.payload, payload.len() - first);
             }
         }
-        place.stamp(self.position).store(stamp(self.position, payload.len() as u32), Ordering::Release);
+        let mut length = payload.len() as u32;
+        if payload.len() > SMALL && self.write_beside(payload) == Way::Around {
+            length |= AROUND;
+        }
+        place.stamp(self.position).store(stamp(self.position, length), Ordering::Release);
         self.ends[(self.position % LINES) as usize] = end;
         self.position = self.position.wrapping_add(1);
         self.payload = end;
         Ok(true)
+    }
+
+    /// Writes a payload for which a line has no room.
+    #[inline(never)]
+    fn write_beside(&mut self, payload: &[u8]) -> Way {
+        let place = self.place;
+        let costs = &place.told().costs;
+        let (begin, first) = place.split(self.payload, payload.len());
+        let (first, rest) = payload.split_at(first);
+        // SAFETY: the room has been given back, as the line in `try_push`. All is within the ring: `split` never leads behind its
+        // end, and a payload is at most a quarter of it; payloads begin at whole lines. A peer that breaks the rules can garble
+        // the packet only.
+        unsafe {
+            if !rest.is_empty() {
+                self.copier.copy(rest, place.payload, costs);
+            }
+            self.copier.copy(first, place.payload.add(begin), costs)
+        }
+    }
+
+    /// Whether payload is better written in long pieces.
+    pub(super) fn is_far(&self) -> bool {
+        self.copier.is_around()
     }
 
     /// Whether there is a free line, and room for payload up to `end`.
@@ -188,6 +230,7 @@ pub(super) struct Reader {
     /// What the writer was last told, in lines, and how far in long payloads that is.
     told: u32,
     payload_told: u32,
+    measured: Measured,
 }
 
 impl Reader {
@@ -196,7 +239,8 @@ impl Reader {
     /// # Safety
     /// As for [`Writer::new`], with one writer.
     pub(super) unsafe fn new(place: Place) -> Self {
-        Self { place, position: 0, payload: 0, told: 0, payload_told: 0 }
+        let measured = Measured::default();
+        Self { place, position: 0, payload: 0, told: 0, payload_told: 0, measured }
     }
 
     /// As if so many lines and bytes had gone through the ring.
@@ -205,47 +249,52 @@ impl Reader {
         Self { position, told: position, payload, payload_told: payload, ..self }
     }
 
-    /// Takes a packet if there is one, and copies its payload to the start of `buffer`, which must have room for at least
-    /// [`most`] bytes. The payload's length is at most that.
+    /// Looks at the next packet, if there is one; `take` says whether it has taken it, and so does the result. The payload's
+    /// length is at most [`most`].
     #[inline]
-    pub(super) fn pop(&mut self, buffer: &mut [u8]) -> Result<Option<(Header, usize)>, Garbage> {
+    pub(super) fn pop(
+        &mut self,
+        take: impl FnOnce(&Header, Payload<'_>) -> bool,
+    ) -> Result<Option<bool>, Garbage> {
         let place = self.place;
         let stamp = place.stamp(self.position).load(Ordering::Acquire);
         let length = (stamp >> 32) as u32;
         if stamp as u32 != self.position || length & VALID == 0 {
             return Ok(None);
         }
-        let length = (length & !VALID) as usize;
-        let most = most(place.bytes);
-        if length > most {
+        let way = if length & AROUND == 0 { Way::Through } else { Way::Around };
+        let length = (length & !(VALID | AROUND)) as usize;
+        if length > most(place.bytes) {
             return Err(Garbage::Length(length));
         }
-        assert!(buffer.len() >= most, "a buffer of {} bytes", buffer.len());
         let line = place.line(self.position);
-        // SAFETY: `split` never leads behind the ring's end, and the length is at most a quarter of it and no more than the
-        // buffer has. The writer's stores to the line and the payload happened before that of the stamp, and it writes there
-        // again only after they have been given back. A peer that breaks the rules can garble the bytes only, which are
-        // copied and nothing but bytes: any are valid in `Header` and in the buffer.
-        let header = unsafe {
-            if length <= SMALL {
-                // Always all of it: a copy of known length is two instructions.
-                ptr::copy_nonoverlapping(line.add(PAYLOAD), buffer.as_mut_ptr(), SMALL);
+        // SAFETY: `split` never leads behind the ring's end, and the length is at most a quarter of it. The writer's stores to
+        // the line and the payload happened before that of the stamp, and it writes there again only after they have been given
+        // back, below. A peer that breaks the rules can garble the bytes only, which are copied and nothing but bytes: any are
+        // valid in `Header` and in what a payload is copied to.
+        let (header, payload) = unsafe {
+            let header = line.add(HEADER).cast::<Header>().read();
+            let payload = if length <= SMALL {
+                Payload::new((line.add(PAYLOAD), length), (line, 0))
             } else {
                 let (begin, first) = place.split(self.payload, length);
-                ptr::copy_nonoverlapping(place.payload.add(begin), buffer.as_mut_ptr(), first);
-                ptr::copy_nonoverlapping(place.payload, buffer.as_mut_ptr().add(first), length - first);
-            }
-            line.add(HEADER).cast::<Header>().read()
+                Payload::new((place.payload.add(begin), first), (place.payload, length - first))
+            };
+            (header, payload)
         };
+        if !self.measured.measure(way, length, || take(&header, payload)) {
+            return Ok(Some(false));
+        }
         self.position = self.position.wrapping_add(1);
         self.payload = self.payload.wrapping_add(beside(length));
         if self.position.wrapping_sub(self.told) >= LINES / 4
             || self.payload.wrapping_sub(self.payload_told) >= place.bytes / 4
         {
             (self.told, self.payload_told) = (self.position, self.payload);
+            self.measured.tell(&place.told().costs);
             place.taken().store(self.position, Ordering::Release);
         }
-        Ok(Some((header, length)))
+        Ok(Some(true))
     }
 }
 

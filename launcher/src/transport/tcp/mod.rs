@@ -38,7 +38,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use roce_bootstrap::{NodeAddresses, Secret, tcp};
 use serde::{Deserialize, Serialize};
 
-use crate::transport::{Broken, Header, Transport};
+use crate::transport::{Broken, Header, Payload, Transport};
 use call::Call;
 use connection::{Connection, Found};
 use lookup::Lookup;
@@ -393,7 +393,7 @@ impl Transport for Tcp {
         }
     }
 
-    fn poll(&mut self, deliver: &mut impl FnMut(u32, &Header, &[u8])) -> Result<bool, Broken> {
+    fn poll(&mut self, deliver: &mut impl FnMut(u32, &Header, Payload<'_>)) -> Result<bool, Broken> {
         if let Some(broken) = self.broken.pop_front() {
             return Err(broken);
         }
@@ -402,7 +402,9 @@ impl Transport for Tcp {
         if self.quiet.is_some_and(|quiet| now.saturating_duration_since(quiet) < rest) {
             return Ok(false);
         }
-        let came = self.look(EpollTimeout::ZERO, deliver);
+        let came = self.look(EpollTimeout::ZERO, &mut |peer, header: &Header, bytes: &[u8]| {
+            deliver(peer, header, bytes.into());
+        });
         self.quiet = (!came).then_some(now);
         // After the look: what has come in time counts, however late this rank looks.
         if now.saturating_duration_since(self.timers) >= TIMERS {

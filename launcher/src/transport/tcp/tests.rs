@@ -143,7 +143,7 @@ proptest! {
                     let wanted = Wanted { source: Some(*from), tag: Some(*tag) };
                     receives.push(engines[*to as usize].receive(0, wanted, lend_mut(memory)));
                 } else {
-                    sends.extend(engines[*from as usize].send(0, *to, *tag, lend(bytes)).unwrap().map(|send| (*from, send)));
+                    sends.extend(engines[*from as usize].send(0, *to, *tag, lend(bytes), false).unwrap().map(|send| (*from, send)));
                 }
             }
         }

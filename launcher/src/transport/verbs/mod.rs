@@ -35,7 +35,7 @@ pub(crate) use self::port::Class;
 use self::port::Port;
 use self::reads::Reads;
 use self::service::{Route, Service};
-use super::{Broken, Fetched, Header, Place, Transport};
+use super::{Broken, Fetched, Header, Payload, Place, Transport};
 use crate::endpoint::Endpoint;
 use crate::error::chain;
 use crate::messages::{Lent, LentMut};
@@ -304,7 +304,7 @@ impl Verbs {
     fn poll_port(
         &mut self,
         port: usize,
-        deliver: &mut impl FnMut(u32, &Header, &[u8]),
+        deliver: &mut impl FnMut(u32, &Header, Payload<'_>),
     ) -> roce_verbs::Result<bool> {
         let Self { queues, peers, links, desk, due, failed, reads, .. } = self;
         let peers = &mut peers[port];
@@ -330,7 +330,7 @@ impl Verbs {
                             if link.credits.is_due() {
                                 due.insert(peer);
                             }
-                            deliver(peer, &header, payload);
+                            deliver(peer, &header, payload.into());
                         }
                         Ok(None) => {}
                         Err(why) => failed.push((peer, Failure::Words(why.to_owned()))),
@@ -417,7 +417,7 @@ impl Verbs {
         }
     }
 
-    fn poll_once(&mut self, deliver: &mut impl FnMut(u32, &Header, &[u8])) -> bool {
+    fn poll_once(&mut self, deliver: &mut impl FnMut(u32, &Header, Payload<'_>)) -> bool {
         let mut came = false;
         for port in 0..self.queues.len() {
             match self.poll_port(port, deliver) {
@@ -460,7 +460,7 @@ impl Transport for Verbs {
     }
 
     #[inline]
-    fn poll(&mut self, deliver: &mut impl FnMut(u32, &Header, &[u8])) -> Result<bool, Broken> {
+    fn poll(&mut self, deliver: &mut impl FnMut(u32, &Header, Payload<'_>)) -> Result<bool, Broken> {
         self.take_news();
         let came = self.broken.is_empty() && self.poll_once(deliver);
         self.settle();
