@@ -6,6 +6,7 @@ use roce_types::{Gid, TrafficClass};
 use serde::{Deserialize, Serialize};
 
 use crate::assignment::{Assignment, Nic};
+use crate::collectives::Ticket;
 use crate::transport::Cards;
 
 /// One NIC port as the other ranks need to know it.
@@ -27,6 +28,10 @@ pub(crate) struct Card {
     service_level: u8,
     /// How messages reach it.
     pub(crate) transports: Cards,
+    /// What its environment says about algorithms of collectives.
+    pub(crate) algorithms: String,
+    /// Where the ranks of its node share memory for collectives, if it leads them; or why not.
+    pub(crate) collectives: Option<Result<Ticket, String>>,
 }
 
 /// One end of a queue pair, for the rank at the other end.
@@ -92,7 +97,7 @@ impl From<&Assignment> for Card {
             nics: assignment.nics.iter().map(NicCard::from).collect(),
             traffic_class: assignment.traffic_class.0,
             service_level: assignment.service_level,
-            transports: Cards::default(),
+            ..Self::default()
         }
     }
 }

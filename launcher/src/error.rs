@@ -22,6 +22,16 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
+    /// `ROCE_TRANSPORTS` has something that is no transport.
+    #[error(
+        "ROCE_TRANSPORTS={value:?}: there is no transport {name:?}; it is a list of shared, verbs and tcp, as in shared,verbs"
+    )]
+    Transports {
+        /// Its value, cut after 200 characters.
+        value: String,
+        /// What is none.
+        name: String,
+    },
     /// There is no NIC to use.
     #[error(
         "this node ({node}) has no RoCE port: {reason}; run on nodes that have one, or load its driver (soft-RoCE: `rdma link add \
@@ -264,6 +274,40 @@ pub enum Error {
         what: &'static str,
         /// What was given and what was expected.
         problem: String,
+    },
+    /// A collective operation in which the part of another rank failed, or that another rank called differently.
+    #[error("{what}: rank {rank} ({node}) {problem}")]
+    InCollective {
+        /// Which call.
+        what: &'static str,
+        /// The other rank, in the job.
+        rank: u32,
+        /// Its node.
+        node: String,
+        /// What it did.
+        problem: String,
+        /// Whether that rank told it to all.
+        told: bool,
+    },
+    /// The variable that names algorithms of collectives.
+    #[error("ROCE_ALGORITHMS={value:?}: {problem}")]
+    Algorithms {
+        /// Its value, cut after 200 characters.
+        value: String,
+        /// What is wrong with it, and what is allowed.
+        problem: String,
+    },
+    /// The ranks of a node can't share the memory for their collectives.
+    #[error(
+        "rank {rank} can't share memory with the other ranks of its node ({node}) for collectives: {why}"
+    )]
+    NodeMemory {
+        /// This rank, in the job.
+        rank: u32,
+        /// Its node.
+        node: String,
+        /// Why not.
+        why: String,
     },
     /// The operating system gave no random bytes.
     #[error("no random bytes from the operating system: {reason}")]

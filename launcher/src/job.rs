@@ -11,6 +11,7 @@ use roce_verbs::Depth;
 use crate::agree::agree;
 use crate::assignment::Assignment;
 use crate::card::Card;
+use crate::collectives::{ALGORITHMS, Nodes, Overrides};
 use crate::connect;
 use crate::endpoint::Endpoint;
 use crate::environment;
@@ -25,6 +26,7 @@ use crate::transport::Prepared;
 /// come so far. [`finalize`](Self::finalize) waits for them on every rank. Queue pairs live on their own.
 pub struct Job {
     world: Rc<World>,
+    nodes: Rc<Nodes>,
     identity: Identity,
     members: Vec<Member>,
     nics: Nics,
@@ -57,7 +59,6 @@ impl Job {
     /// [`Error::Others`](crate::Error::Others) on the rest; [`Error::Exchange`](crate::Error::Exchange) where they could not meet
     /// in time. A node without NICs is none: its ranks have messages, and no queue pairs.
     pub fn init() -> Result<Self> {
-        let variable = |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
         let mut options = Options::default();
         if let Some(ports) = environment::bootstrap_ports(variable)? {
             options.ports = ports;
@@ -73,27 +74,43 @@ impl Job {
         let mut exchange = Bootstrap::init(options)?;
         let identity = exchange.identity().clone();
         let refused = |why| Error::Messages { node: identity.node_name().to_owned(), why };
+        let variable = |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
         let opened = open_assigned(identity.node_name()).and_then(|(nics, mut card)| {
+            let wanted = environment::transports(variable)?;
             let ports = (options.ports != Options::default().ports).then_some(&options.ports);
-            let prepared = Prepared::new(&exchange, ports).map_err(refused)?;
+            let usable = nics.assignment.as_ref().map(|assignment| (&nics.endpoints[..], assignment.class()));
+            let prepared = Prepared::new(&exchange, wanted, ports, usable).map_err(refused)?;
             card.transports = prepared.cards();
-            Ok(((nics, prepared), card))
+            card.algorithms = variable(ALGORITHMS).unwrap_or_default();
+            let overrides = Rc::new(Overrides::parse(&card.algorithms)?);
+            let names = (0..exchange.size()).map(|rank| exchange.node_of(rank));
+            let mut nodes = Nodes::new(names, exchange.rank(), overrides);
+            if nodes.share() && nodes.leader() == exchange.rank() {
+                card.collectives = Some(nodes.create());
+            }
+            Ok(((nics, prepared, nodes), card))
         });
-        let ((nics, prepared), cards) = agree(&mut exchange, opened)?;
-        let transports = prepared.meet(&exchange, cards.iter().map(|card| card.transports.clone()).collect());
+        let ((nics, prepared, mut nodes), cards) = agree(&mut exchange, opened)?;
+        same_algorithms(&exchange, &cards)?;
+        if let Some(ticket) = cards[nodes.leader() as usize].collectives.clone() {
+            nodes.set_ticket(ticket);
+        }
+        let transports = prepared.meet(&exchange, &cards);
         let transports = transports.map_err(|error| refused(error.to_string()))?;
         let members = exchange.members().collect();
         let world = Rc::new(World::new(exchange, transports));
-        Ok(Self { world, identity, members, nics, cards })
+        Ok(Self { world, nodes: Rc::new(nodes), identity, members, nics, cards })
     }
 
     /// All ranks, to send messages and for collective operations.
     #[must_use]
     pub fn world(&self) -> Communicator {
-        Communicator::world(Rc::clone(&self.world))
+        Communicator::world(Rc::clone(&self.world), Rc::clone(&self.nodes))
     }
 
-    /// How messages go to each rank: `ranks 0-3: shared memory; ranks 4-7: TCP`.
+    /// How messages go to each rank: `ranks 0-3: shared memory; ranks 4-7: verbs (mlx5_0:1)`. Where it is TCP although there are NICs, it
+    /// says why. What collectives do,
+    /// [`Communicator::algorithm`] says.
     ///
     /// ```
     /// # let job = roce_launcher::Job::init()?;
@@ -118,6 +135,28 @@ impl Job {
             format!("{many} {ranks}: {way}")
         };
         groups.into_iter().map(of_group).collect::<Vec<_>>().join("; ")
+    }
+
+    /// How many queue pairs messages have: one for each rank that messages went to over verbs, and none when the job starts.
+    #[must_use]
+    pub fn queue_pairs(&self) -> usize {
+        self.world.with_engine(|engine| engine.queue_pairs())
+    }
+
+    /// Connects to every rank that messages go to over verbs, so that no first message has to wait for that. Other ranks need not call
+    /// it.
+    ///
+    /// ```
+    /// # let job = roce_launcher::Job::init()?;
+    /// job.connect_all()?;
+    /// assert_eq!(job.queue_pairs(), 0); // alone
+    /// # Ok::<(), roce_launcher::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::PeerLost`](crate::Error::PeerLost) naming the first that can't be reached.
+    pub fn connect_all(&self) -> Result<()> {
+        self.world.connect_all()
     }
 
     /// How long an operation on messages may take before it is an error; without end by default. A rank that is gone is told
@@ -237,19 +276,20 @@ impl Job {
     /// # Errors
     /// As [`barrier`](Self::barrier), and of [`Window::close`](crate::Window::close) where one is left.
     pub fn finalize(mut self) -> Result<()> {
-        let left = self.meet_for_windows()?;
-        self.world.with_engine(|engine| left.into_iter().for_each(|context| engine.windows().close(context)));
+        for context in self.meet_for_windows()? {
+            self.world.close_window(context);
+        }
         self.barrier()
     }
 
     /// Waits for all that share a window with this rank. While it waits for the exchange it answers nobody who accesses its
     /// memory, and they would not come to it. The windows that are open.
     fn meet_for_windows(&self) -> Result<Vec<u32>> {
-        let left = self.world.with_engine(|engine| engine.windows().left());
-        for (context, ranks) in &left {
-            self.world().of(ranks.to_vec(), *context).barrier()?;
+        let left = self.world.windows.borrow().clone();
+        for group in left.values() {
+            Communicator::of_group(Rc::clone(&self.world), group.clone()).barrier()?;
         }
-        Ok(left.into_iter().map(|(context, _)| context).collect())
+        Ok(left.into_keys().collect())
     }
 
     /// Uses the exchange.
@@ -266,6 +306,25 @@ impl Job {
     pub(crate) fn card(&self, rank: u32) -> &Card {
         &self.cards[rank as usize]
     }
+}
+
+fn variable(name: &str) -> Option<String> {
+    std::env::var_os(name).map(|value| value.to_string_lossy().into_owned())
+}
+
+/// Ranks that choose different algorithms would wait for each other.
+fn same_algorithms(exchange: &Bootstrap, cards: &[Card]) -> Result<()> {
+    let first = &cards[0].algorithms;
+    let Some((rank, card)) = (0..).zip(cards).find(|(_, card)| card.algorithms != *first) else {
+        return Ok(());
+    };
+    let problem = format!(
+        "it is {:?} on rank {rank} ({}) and {first:?} on rank 0 ({}); start all ranks with the same",
+        card.algorithms,
+        exchange.node_of(rank),
+        exchange.node_of(0)
+    );
+    Err(Error::Algorithms { value: cards[exchange.rank() as usize].algorithms.clone(), problem })
 }
 
 /// Opens what was assigned to this rank; the card is for the other ranks.

@@ -29,7 +29,12 @@
 //!
 //! # Messages
 //! They go over shared memory within a node; a long one is read by its receiver from its sender's memory where the system allows
-//! that (`process_vm_readv`), else it is sent in pieces. Between nodes they go over TCP, not yet over the NICs' queue pairs.
+//! that (`process_vm_readv`), else it is sent in pieces. Between nodes they go over the NICs where both ranks have ports on one
+//! rail, on queue pairs that the first message to a rank makes ([`Job::queue_pairs`]), with the assignment's traffic class; else over
+//! TCP. `ROCE_TRANSPORTS`, a list of `shared`, `verbs` and `tcp`, takes others away.
+//!
+//! Collectives choose an algorithm by the ranks, their nodes and the length: [`Communicator::algorithm`] says which, and
+//! `ROCE_ALGORITHMS` which instead.
 //!
 //! A rank's messages move when it calls something of a communicator. Errors name the rank and its node; when a rank is gone,
 //! all that others wait for ends with [`Error::Over`].
@@ -96,7 +101,7 @@ mod transport;
 mod windows;
 
 pub use assignment::{Assignment, Nic, Source};
-pub use collectives::{And, Max, Min, Operator, Or, Product, Sum, Xor};
+pub use collectives::{Algorithm, And, Choice, Collective, Max, Min, Operator, Or, Product, Sum, Xor};
 pub use error::{Error, Result};
 pub use job::Job;
 pub use messages::{

@@ -4,22 +4,22 @@ mod common;
 
 use std::time::Duration;
 
-use roce_launcher::{Any, Communicator, Error, Job, Max, Min, Sum, wait_all, wait_any};
+use roce_launcher::{Any, Communicator, Error, Job, Sum, wait_all, wait_any};
 
 /// What a rank does; the others start it.
 #[test]
 #[ignore = "the other tests start it"]
 fn rank() {
     let task = common::task();
-    let job = Job::init().unwrap();
+    let mut job = Job::init().unwrap();
     job.set_timeout(Some(Duration::from_secs(40)));
     let world = job.world();
     match task.as_str() {
         "pairs" => pairs(&world),
         "cases" => cases(&world),
-        "collectives" => collectives(&world),
         "groups" => groups(&world),
         "mistakes" => mistakes(&world),
+        "connections" => connections(&mut job),
         "death" => return death(&job),
         other => panic!("no task {other}"),
     }
@@ -46,7 +46,7 @@ fn filled(source: u32, number: usize, length: usize) -> Vec<u8> {
 
 /// Every rank with every other at once: long and short, in both directions.
 fn pairs(world: &Communicator) {
-    for length in [0, 1, 32, 33, 4096, 100_000, 3_000_000] {
+    for length in common::up_to_most([0, 1, 32, 33, 4096, 100_000, 3_000_000]) {
         let (rank, size) = (world.rank(), world.size());
         let mine = filled(rank, 0, length);
         let mut theirs = vec![vec![0_u8; length]; size as usize];
@@ -110,77 +110,6 @@ fn cases(world: &Communicator) {
     }
 }
 
-fn collectives(world: &Communicator) {
-    let (rank, size) = (world.rank(), world.size());
-    let number = |rank: u32, place: usize| f64::from(rank + 1) * 0.1 + place as f64;
-    for length in [0, 1, 7, 5000, 300_000] {
-        let mine: Vec<f64> = (0..length).map(|place| number(rank, place)).collect();
-        let sums: Vec<f64> =
-            (0..length).map(|place| (0..size).map(|rank| number(rank, place)).sum()).collect();
-        let is_near = |got: &[f64]| {
-            got.len() == length
-                && got.iter().zip(&sums).all(|(got, sum)| (got - sum).abs() <= 1e-9 * sum.abs())
-        };
-        for root in [0, size - 1] {
-            let mut data = if rank == root { mine.clone() } else { vec![0.0; length] };
-            world.broadcast(root, &mut data).unwrap();
-            assert!(data.iter().enumerate().all(|(place, got)| *got == number(root, place)));
-            let total = world.reduce(root, &mine, Sum).unwrap();
-            assert_eq!(total.is_some(), rank == root);
-            assert!(total.is_none_or(|total| is_near(&total)), "reduce of {length}");
-            let all = world.gather(root, &mine).unwrap();
-            let is_right = |all: Vec<f64>| {
-                all.len() == length * size as usize
-                    && all
-                        .iter()
-                        .enumerate()
-                        .all(|(place, got)| *got == number((place / length) as u32, place % length))
-            };
-            assert!(all.is_none_or(is_right), "gather of {length}");
-            let all: Vec<f64> =
-                (0..size).flat_map(|rank| (0..length).map(move |place| number(rank, place))).collect();
-            let mut part = vec![0.0; length];
-            world.scatter(root, if rank == root { &all } else { &[] }, &mut part).unwrap();
-            assert_eq!(part, mine);
-            let varying: Vec<Vec<u32>> = (0..size).map(|to| vec![to; length / 100 + to as usize]).collect();
-            let got = world.scatter_varying(root, &varying).unwrap();
-            assert_eq!(got, vec![rank; length / 100 + rank as usize]);
-            let all = world.gather_varying(root, &got).unwrap();
-            assert!(all.is_none_or(|all| all == varying));
-        }
-        let mut data = mine.clone();
-        world.all_reduce(&mut data, Sum).unwrap();
-        assert!(is_near(&data), "all_reduce of {length}");
-        // The same on every rank, to the last bit.
-        let bits =
-            |data: &[f64]| data.iter().fold(0_u64, |sum, number| sum.rotate_left(1) ^ number.to_bits());
-        let (mut low, mut high) = ([bits(&data)], [bits(&data)]);
-        world.all_reduce(&mut low, Min).unwrap();
-        world.all_reduce(&mut high, Max).unwrap();
-        assert_eq!(low, high);
-        let mut longest = vec![[rank, length as u32]; 3];
-        world.all_reduce(&mut longest, |a: [u32; 2], b: [u32; 2]| a.max(b)).unwrap();
-        assert_eq!(longest, vec![[size - 1, length as u32]; 3]);
-        let all = world.all_gather(&mine).unwrap();
-        assert!(
-            all.iter()
-                .enumerate()
-                .all(|(place, got)| *got == number((place / length) as u32, place % length))
-        );
-        assert_eq!(all.len(), length * size as usize);
-        let varying = world.all_gather_varying(&vec![rank; length / 50 + rank as usize]).unwrap();
-        assert!((0..).zip(varying).all(|(from, theirs)| theirs == vec![from; length / 50 + from as usize]));
-        let to_each: Vec<u32> = (0..size).flat_map(|to| vec![1000 * rank + to; length]).collect();
-        let from_each = world.all_to_all(&to_each).unwrap();
-        assert!(from_each.into_iter().eq((0..size).flat_map(|from| vec![1000 * from + rank; length])));
-        let to_each: Vec<Vec<u32>> = (0..size).map(|to| vec![rank; length / 20 + to as usize]).collect();
-        let from_each = world.all_to_all_varying(&to_each).unwrap();
-        assert!((0..).zip(from_each).all(|(from, theirs)| theirs == vec![from; length / 20 + rank as usize]));
-        let data: Vec<u64> = (0..size).flat_map(|part| vec![u64::from(part); length]).collect();
-        assert_eq!(world.reduce_scatter(&data, Sum).unwrap(), vec![u64::from(size * rank); length]);
-    }
-}
-
 /// Groups of groups, whose messages and collectives don't meet.
 fn groups(world: &Communicator) {
     let (rank, size) = (world.rank(), world.size());
@@ -236,13 +165,6 @@ fn mistakes(world: &Communicator) {
         let error = world.receive(left, 3, &mut [0_u16; 4]).unwrap_err();
         assert!(error.to_string().contains("no whole number of elements of 2 bytes"), "{error}");
     }
-    let error = world.all_to_all(&vec![0_u8; size as usize + 1]).unwrap_err();
-    assert!(error.to_string().starts_with("all_to_all: "), "{error}");
-    // Lengths that differ are told where they are noticed; nobody hangs.
-    let mut data = vec![0_u8; if rank == 0 { 3 } else { 2 }];
-    let result = world.broadcast(0, &mut data);
-    assert_eq!(result.is_err(), rank != 0);
-    world.barrier().unwrap();
 }
 
 /// Rank 1 ends in the middle; everyone else hears of it, whatever they wait for.
@@ -260,7 +182,37 @@ fn death(job: &Job) {
         _ => world.barrier(),
     };
     let error = waited.unwrap_err().to_string();
-    assert!(error.contains("rank 1 (127.0.0."), "{error}");
+    assert!(error.contains(&format!("rank 1 ({}", job.node_of(1))), "{error}");
+}
+
+/// Over verbs there is a queue pair for each rank that was spoken to, and none before; elsewhere there is none at all.
+fn connections(job: &mut Job) {
+    let world = job.world();
+    let (rank, size) = (world.rank(), world.size());
+    assert_eq!(job.queue_pairs(), 0, "after the start");
+    let ways = job.describe();
+    let by_verbs: Vec<u32> = ways
+        .split("; ")
+        .filter(|group| group.contains(": verbs ("))
+        .flat_map(|group| {
+            let list = group.split_once(": ").unwrap().0.split_once(' ').unwrap().1;
+            list.parse::<roce_launcher::CpuSet>().unwrap().iter().map(|rank| rank as u32).collect::<Vec<_>>()
+        })
+        .collect();
+    // On another node, if there are two with as many ranks.
+    let partner = size - 1 - rank;
+    job.barrier().unwrap();
+    let (mut theirs, mine) = ([0_u32], [rank]);
+    world.send_receive(partner, 0, &mine, partner, 0, &mut theirs).unwrap();
+    assert_eq!(theirs, [partner]);
+    assert_eq!(job.queue_pairs(), usize::from(by_verbs.contains(&partner)), "{ways}");
+    job.barrier().unwrap();
+    job.connect_all().unwrap();
+    assert_eq!(job.queue_pairs(), by_verbs.len(), "{ways}");
+    if let Ok(expected) = std::env::var("ROCE_TEST_QUEUE_PAIRS") {
+        assert_eq!(job.queue_pairs().to_string(), expected, "{ways}");
+    }
+    job.barrier().unwrap();
 }
 
 #[test]
@@ -278,13 +230,6 @@ fn random_messages_as_the_model_says() {
 }
 
 #[test]
-fn collectives_give_what_one_rank_would_compute() {
-    for nodes in [&[1][..], &[2], &[5], &[8], &[1, 1, 1], &[2, 4]] {
-        common::run(nodes, "collectives");
-    }
-}
-
-#[test]
 fn groups_talk_apart() {
     common::run(&[5], "groups");
     common::run(&[2, 3], "groups");
@@ -294,6 +239,11 @@ fn groups_talk_apart() {
 fn mistakes_are_errors_with_names() {
     common::run(&[3], "mistakes");
     common::run(&[1, 2], "mistakes");
+}
+
+#[test]
+fn without_nics_there_are_no_queue_pairs() {
+    common::run(&[2, 1], "connections");
 }
 
 #[test]

@@ -1,9 +1,11 @@
-//! A binomial tree: in each round everyone who has the data gives it to one more. Long data goes in pieces, so that a rank
-//! hands on the first while the next comes.
+//! A binomial tree: in each round everyone who has the data gives it to one more. Or a chain. Long data goes in pieces, so that a
+//! rank hands on the first while the next comes.
 
 use bytemuck::Pod;
 
-use crate::collectives::Round;
+use crate::collectives::call;
+use crate::collectives::choose::{Algorithm, Collective};
+use crate::collectives::round::Team;
 use crate::error::Result;
 use crate::messages::Communicator;
 
@@ -23,28 +25,47 @@ impl Communicator {
     /// ```
     ///
     /// # Errors
-    /// As [`send`](Self::send), and [`Error::Lengths`](crate::Error::Lengths).
+    /// As [`barrier`](Self::barrier), and [`Error::Lengths`](crate::Error::Lengths). A rank that needs no other to get its part
+    /// done may not hear that another one failed.
     pub fn broadcast<T: Pod>(&self, root: u32, data: &mut [T]) -> Result<()> {
-        self.job_rank("broadcast", root)?;
-        let round = Round::of(self);
-        let size = round.size();
-        // Counted from the root, parents are lower.
-        let place = (round.rank() + size - root) % size;
-        let rank = |place: u32| (place + root) % size;
-        let lowest = if place == 0 { size.next_power_of_two() } else { place & place.wrapping_neg() };
-        let pieces = data.chunks_mut((PIECE / size_of::<T>().max(1)).max(1));
-        for piece in pieces {
-            if place != 0 {
-                round.receive("broadcast", rank(place - lowest), piece)?;
+        self.collective(call::<T>("broadcast", Some(root), data.len()), |round| {
+            let choice = self.nodes.choose::<T>(Collective::Broadcast, data.len());
+            if !choice.shared_memory {
+                return choice.messages.map_or(Ok(()), |way| by_messages(&round.everyone(), way, root, data));
             }
-            let mut distance = lowest / 2;
-            while distance > 0 {
-                if place + distance < size {
-                    round.send(rank(place + distance), piece)?;
-                }
-                distance /= 2;
+            let local = self.nodes.enter(round)?;
+            let speaker = local.speaker(Some(root));
+            if let Some(way) = choice.messages.filter(|_| speaker == local.place()) {
+                let (speakers, root) = local.speakers(Some(root));
+                by_messages(&speakers, way, root, data)?;
             }
-        }
-        Ok(())
+            local.spread(speaker, data, 0)
+        })
     }
+}
+
+fn by_messages<T: Pod>(team: &Team<'_>, way: Algorithm, root: u32, data: &mut [T]) -> Result<()> {
+    let size = team.size();
+    // Counted from the root, those who give are lower.
+    let place = (team.rank() + size - root) % size;
+    let rank = |place: u32| (place + root) % size;
+    let lowest = if place == 0 { size.next_power_of_two() } else { place & place.wrapping_neg() };
+    let (from, to): (u32, Vec<u32>) = match way {
+        Algorithm::Chain => (place.wrapping_sub(1), vec![place + 1]),
+        _ => {
+            let distances = (0..lowest.ilog2()).rev().map(|bit| 1 << bit);
+            (place.wrapping_sub(lowest), distances.map(|distance| place + distance).collect())
+        }
+    };
+    // Data of no length has a message too.
+    let piece = (PIECE / size_of::<T>().max(1)).max(1);
+    for number in 0..data.len().div_ceil(piece).max(1) {
+        let end = data.len().min((number + 1) * piece);
+        let piece = &mut data[number * piece..end];
+        if place != 0 {
+            team.receive(rank(from), piece)?;
+        }
+        to.iter().filter(|to| **to < size).try_for_each(|to| team.send(rank(*to), piece))?;
+    }
+    Ok(())
 }

@@ -2,9 +2,9 @@
 
 use bytemuck::Pod;
 
-use crate::collectives::{Round, zeros};
+use crate::collectives::{call, call_varying, zeros};
 use crate::error::Result;
-use crate::messages::{Communicator, Source, Tag};
+use crate::messages::Communicator;
 
 impl Communicator {
     /// Gives rank `root` every rank's elements, by rank, of which each has as many; the others get `None`.
@@ -20,32 +20,33 @@ impl Communicator {
     /// ```
     ///
     /// # Errors
-    /// As [`send`](Self::send), and [`Error::Lengths`](crate::Error::Lengths).
+    /// As [`broadcast`](Self::broadcast).
     pub fn gather<T: Pod>(&self, root: u32, data: &[T]) -> Result<Option<Vec<T>>> {
-        self.job_rank("gather", root)?;
-        let round = Round::of(self);
-        if round.rank() != root {
-            return round.send(root, data).map(|()| None);
-        }
-        let mut all = zeros(data.len() * round.size() as usize);
-        let parts = all.chunks_mut(data.len().max(1));
-        self.scope_in(round.context, |scope| {
-            for (from, part) in (0..).zip(parts) {
-                if from == root {
-                    part.copy_from_slice(data);
-                } else {
-                    scope.receive_exactly("gather", from, round.tag, part)?;
+        self.collective(call::<T>("gather", Some(root), data.len()), |round| {
+            let team = round.everyone();
+            if team.rank() != root {
+                return team.send(root, data).map(|()| None);
+            }
+            let mut all = zeros(data.len() * team.size() as usize);
+            let parts = all.chunks_mut(data.len().max(1));
+            self.scope_in(round.context, |scope| {
+                for (from, part) in (0..).zip(parts) {
+                    if from == root {
+                        part.copy_from_slice(data);
+                    } else {
+                        scope.receive_exactly(round.what, from, round.tag, part)?;
+                    }
+                }
+                Ok(())
+            })?;
+            if data.is_empty() {
+                // No room was asked for; their messages must not wait for ever.
+                for from in (0..team.size()).filter(|from| *from != root) {
+                    team.receive::<T>(from, &mut [])?;
                 }
             }
-            Ok(())
-        })?;
-        if data.is_empty() {
-            // No room was asked for; their messages must not wait for ever.
-            for from in (0..round.size()).filter(|from| *from != root) {
-                round.receive::<T>("gather", from, &mut [])?;
-            }
-        }
-        Ok(Some(all))
+            Ok(Some(all))
+        })
     }
 
     /// The same where ranks have different numbers of elements.
@@ -61,20 +62,15 @@ impl Communicator {
     /// ```
     ///
     /// # Errors
-    /// As [`send`](Self::send).
+    /// As [`broadcast`](Self::broadcast).
     pub fn gather_varying<T: Pod>(&self, root: u32, data: &[T]) -> Result<Option<Vec<Vec<T>>>> {
-        self.job_rank("gather_varying", root)?;
-        let round = Round::of(self);
-        if round.rank() != root {
-            return round.send(root, data).map(|()| None);
-        }
-        let theirs = |from: u32| {
-            if from == root {
-                return Ok(data.to_vec());
+        self.collective(call_varying("gather_varying", Some(root)), |round| {
+            let team = round.everyone();
+            if team.rank() != root {
+                return team.send(root, data).map(|()| None);
             }
-            let (source, tag) = (Source::from(from), Tag::from(round.tag));
-            self.receive_vec_in(round.context, source, tag).map(|(data, _)| data)
-        };
-        (0..round.size()).map(theirs).collect::<Result<_>>().map(Some)
+            let theirs = |from: u32| if from == root { Ok(data.to_vec()) } else { team.receive_vec(from) };
+            (0..team.size()).map(theirs).collect::<Result<_>>().map(Some)
+        })
     }
 }

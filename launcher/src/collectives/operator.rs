@@ -6,7 +6,7 @@ use bytemuck::Pod;
 
 /// Combines elements of two ranks. Anything `Fn(T, T) -> T` is one. It must be associative and commutative, but for rounding.
 ///
-/// Which elements are combined first depends on the number of ranks and the length only: the result is the same, bit for bit,
+/// Which elements are combined first depends on the ranks, their nodes and the length only: the result is the same, bit for bit,
 /// on every rank and from run to run.
 pub trait Operator<T> {
     /// `lower[i] = lower[i] combined with higher[i]`

@@ -1,8 +1,12 @@
-//! A binomial tree in the order of ranks: each rank combines what the ranks behind it have, and hands it to the front.
+//! Within a node through memory. Between nodes a binomial tree in their order: each combines what those behind it have, and hands
+//! it to the front.
 
 use bytemuck::Pod;
 
-use crate::collectives::{Operator, Round, zeros};
+use crate::collectives::choose::Collective;
+use crate::collectives::node::Way;
+use crate::collectives::round::Team;
+use crate::collectives::{Operator, call, zeros};
 use crate::error::Result;
 use crate::messages::Communicator;
 
@@ -22,7 +26,7 @@ impl Communicator {
     /// ```
     ///
     /// # Errors
-    /// As [`send`](Self::send), and [`Error::Lengths`](crate::Error::Lengths).
+    /// As [`broadcast`](Self::broadcast).
     #[expect(clippy::needless_pass_by_value, reason = "operators have no size, and read better so")]
     pub fn reduce<T: Pod>(
         &self,
@@ -30,33 +34,58 @@ impl Communicator {
         data: &[T],
         operator: impl Operator<T>,
     ) -> Result<Option<Vec<T>>> {
-        self.job_rank("reduce", root)?;
-        let round = Round::of(self);
         let mut result = data.to_vec();
-        let mut others = zeros(data.len());
-        let mut distance = 1;
-        while distance < round.size() {
-            if round.rank() & distance != 0 {
-                round.send(round.rank() - distance, &result)?;
-                break;
+        self.collective(call::<T>("reduce", Some(root), data.len()), |round| {
+            let choice = self.nodes.choose::<T>(Collective::Reduce, data.len());
+            if choice.shared_memory {
+                let local = self.nodes.enter(round)?;
+                let speaks = local.speaker(Some(root)) == local.place();
+                if local.is_little(size_of_val(data)) {
+                    local.post(Way::Up, data)?;
+                    if speaks {
+                        local.fold(&mut result, &operator)?;
+                    }
+                } else {
+                    local.fold_slices(&mut result, &operator, speaks)?;
+                }
+                if speaks && choice.messages.is_some() {
+                    let (speakers, root) = local.speakers(Some(root));
+                    by_messages(&speakers, root, &mut result, &operator)?;
+                }
+            } else {
+                by_messages(&round.everyone(), root, &mut result, &operator)?;
             }
-            if round.rank() + distance < round.size() {
-                round.receive("reduce", round.rank() + distance, &mut others)?;
-                operator.combine(&mut result, &others);
-            }
-            distance *= 2;
+            Ok(())
+        })?;
+        Ok((self.rank() == root).then_some(result))
+    }
+}
+
+fn by_messages<T: Pod>(
+    team: &Team<'_>,
+    root: u32,
+    data: &mut [T],
+    operator: &impl Operator<T>,
+) -> Result<()> {
+    let rank = team.rank();
+    let mut others = zeros(data.len());
+    let mut distance = 1;
+    while distance < team.size() {
+        if rank & distance != 0 {
+            team.send(rank - distance, data)?;
+            break;
         }
-        // Rank 0 has it.
-        if root == 0 {
-            return Ok((round.rank() == 0).then_some(result));
+        if rank + distance < team.size() {
+            team.receive(rank + distance, &mut others)?;
+            operator.combine(data, &others);
         }
-        if round.rank() == 0 {
-            round.send(root, &result)?;
-        }
-        if round.rank() != root {
-            return Ok(None);
-        }
-        round.receive("reduce", 0, &mut result)?;
-        Ok(Some(result))
+        distance *= 2;
+    }
+    // Rank 0 has it.
+    match (rank, root) {
+        (_, 0) => Ok(()),
+        (0, root) => team.send(root, data),
+        (rank, root) if rank == root => team.receive(0, data),
+        _ => Ok(()),
     }
 }

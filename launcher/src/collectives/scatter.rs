@@ -2,9 +2,9 @@
 
 use bytemuck::Pod;
 
-use crate::collectives::Round;
+use crate::collectives::{call, call_varying};
 use crate::error::{Error, Result};
-use crate::messages::{Communicator, Source, Tag};
+use crate::messages::Communicator;
 
 impl Communicator {
     /// Gives every rank its part of what rank `root` has: `mine` elements each, by rank. Others' `all` is not looked at.
@@ -20,23 +20,25 @@ impl Communicator {
     /// ```
     ///
     /// # Errors
-    /// As [`send`](Self::send), and [`Error::Lengths`](crate::Error::Lengths).
+    /// As [`broadcast`](Self::broadcast).
     pub fn scatter<T: Pod>(&self, root: u32, all: &[T], mine: &mut [T]) -> Result<()> {
-        self.job_rank("scatter", root)?;
-        let round = Round::of(self);
-        if round.rank() != root {
-            return round.receive("scatter", root, mine);
-        }
-        let (ranks, each) = (round.size() as usize, mine.len());
-        if all.len() != ranks * each {
-            let problem = format!("rank {root} gave {} elements for {ranks} ranks of {each} each", all.len());
-            return Err(Error::Lengths { what: "scatter", problem });
-        }
-        let part = |rank: u32| &all[rank as usize * each..(rank as usize + 1) * each];
-        mine.copy_from_slice(part(root));
-        self.scope_in(round.context, |scope| {
-            let others = (0..round.size()).filter(|rank| *rank != root);
-            others.into_iter().try_for_each(|rank| scope.send(rank, round.tag, part(rank)))
+        self.collective(call::<T>("scatter", Some(root), mine.len()), |round| {
+            let team = round.everyone();
+            if team.rank() != root {
+                return team.receive(root, mine);
+            }
+            let (ranks, each) = (team.size() as usize, mine.len());
+            if all.len() != ranks * each {
+                let problem =
+                    format!("rank {root} gave {} elements for {ranks} ranks of {each} each", all.len());
+                return Err(Error::Lengths { what: round.what, problem });
+            }
+            let part = |rank: u32| &all[rank as usize * each..(rank as usize + 1) * each];
+            mine.copy_from_slice(part(root));
+            self.scope_in(round.context, |scope| {
+                let others = (0..team.size()).filter(|rank| *rank != root);
+                others.into_iter().try_for_each(|rank| scope.send(rank, round.tag, part(rank)))
+            })
         })
     }
 
@@ -45,20 +47,20 @@ impl Communicator {
     /// # Errors
     /// As [`scatter`](Self::scatter).
     pub fn scatter_varying<T: Pod>(&self, root: u32, all: &[Vec<T>]) -> Result<Vec<T>> {
-        self.job_rank("scatter_varying", root)?;
-        let round = Round::of(self);
-        if round.rank() != root {
-            let (source, tag) = (Source::from(root), Tag::from(round.tag));
-            return self.receive_vec_in(round.context, source, tag).map(|(data, _)| data);
-        }
-        if all.len() != round.size() as usize {
-            let problem = format!("rank {root} gave {} parts for {} ranks", all.len(), round.size());
-            return Err(Error::Lengths { what: "scatter_varying", problem });
-        }
-        self.scope_in(round.context, |scope| {
-            let others = (0..).zip(all).filter(|(rank, _)| *rank != root);
-            others.into_iter().try_for_each(|(rank, part)| scope.send(rank, round.tag, part))
-        })?;
-        Ok(all[root as usize].clone())
+        self.collective(call_varying("scatter_varying", Some(root)), |round| {
+            let team = round.everyone();
+            if team.rank() != root {
+                return team.receive_vec(root);
+            }
+            if all.len() != team.size() as usize {
+                let problem = format!("rank {root} gave {} parts for {} ranks", all.len(), team.size());
+                return Err(Error::Lengths { what: round.what, problem });
+            }
+            self.scope_in(round.context, |scope| {
+                let others = (0..).zip(all).filter(|(rank, _)| *rank != root);
+                others.into_iter().try_for_each(|(rank, part)| scope.send(rank, round.tag, part))
+            })?;
+            Ok(all[root as usize].clone())
+        })
     }
 }

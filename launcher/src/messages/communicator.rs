@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use bytemuck::Pod;
 
+use crate::collectives::Nodes;
 use crate::error::{Error, Result};
 use crate::messages::engine::{Engine, Received};
 use crate::messages::lent::{Lent, LentMut};
@@ -13,6 +14,7 @@ use crate::messages::matching::{Context, Wanted};
 use crate::messages::request::Request;
 use crate::messages::scope::Scope;
 use crate::messages::select::{Source, Status, Tag};
+use crate::messages::watch::Rounds;
 use crate::messages::world::World;
 use crate::transport::Transports;
 
@@ -33,19 +35,49 @@ pub struct Communicator {
     /// Of the program's messages; that of the collectives is one more.
     pub(crate) context: Context,
     /// So that collectives that follow each other don't take each other's messages.
-    pub(crate) round: Rc<Cell<u32>>,
+    pub(crate) rounds: Rounds,
+    /// What is shared with the ranks of this node, and where all ranks are.
+    pub(crate) nodes: Rc<Nodes>,
+}
+
+/// A communicator without its world.
+#[derive(Clone, Debug)]
+pub(crate) struct Group {
+    ranks: Rc<[u32]>,
+    rank: u32,
+    context: Context,
+    rounds: Rounds,
+    nodes: Rc<Nodes>,
 }
 
 impl Communicator {
-    pub(crate) fn world(world: Rc<World>) -> Self {
-        let (ranks, rank) = ((0..world.size()).collect(), world.rank);
-        Self { world, ranks, rank, context: 0, round: Rc::default() }
+    pub(crate) fn world(world: Rc<World>, nodes: Rc<Nodes>) -> Self {
+        let (ranks, rank, rounds) = ((0..world.size()).collect(), world.rank, Rc::clone(&world.rounds));
+        Self { world, ranks, rank, context: 0, rounds, nodes }
     }
 
-    pub(crate) fn of(&self, ranks: Vec<u32>, context: Context) -> Self {
+    /// Ranks of the job that talk apart from all others.
+    pub(crate) fn of(&self, ranks: Vec<u32>, context: Context, nodes: Nodes) -> Self {
         let rank = ranks.iter().position(|rank| *rank == self.world.rank).unwrap_or(0);
         let rank = u32::try_from(rank).unwrap_or(0);
-        Self { world: Rc::clone(&self.world), ranks: ranks.into(), rank, context, round: Rc::default() }
+        let (world, rounds) = (Rc::clone(&self.world), Rounds::new(Cell::new(1)));
+        world.with_engine(|engine| engine.know_rounds(context + 1, &rounds));
+        Self { world, ranks: ranks.into(), rank, context, rounds, nodes: Rc::new(nodes) }
+    }
+
+    /// What this is apart from the world, which it would keep alive.
+    pub(crate) fn group(&self) -> Group {
+        let Self { ranks, rank, context, rounds, nodes, .. } = self.clone();
+        Group { ranks, rank, context, rounds, nodes }
+    }
+
+    pub(crate) fn of_group(world: Rc<World>, group: Group) -> Self {
+        let Group { ranks, rank, context, rounds, nodes } = group;
+        Self { world, ranks, rank, context, rounds, nodes }
+    }
+
+    pub(crate) fn job_ranks(&self) -> Rc<[u32]> {
+        Rc::clone(&self.ranks)
     }
 
     /// This rank in the group, 0 to `size - 1`.
@@ -71,11 +103,13 @@ impl Communicator {
     }
 
     fn group_rank(&self, rank: u32) -> u32 {
-        if self.context == 0 {
-            return rank;
-        }
+        if self.context == 0 { rank } else { self.rank_here(rank).unwrap_or(u32::MAX) }
+    }
+
+    /// A rank of the job as a rank of the group.
+    pub(crate) fn rank_here(&self, rank: u32) -> Option<u32> {
         let place = self.ranks.iter().position(|other| *other == rank);
-        place.and_then(|place| u32::try_from(place).ok()).unwrap_or(u32::MAX)
+        place.and_then(|place| u32::try_from(place).ok())
     }
 
     pub(crate) fn wanted(&self, what: &'static str, source: Source, tag: Tag) -> Result<Wanted> {
@@ -232,6 +266,7 @@ impl Communicator {
     fn wait_for_message(&self, context: Context, wanted: Wanted) -> Result<Received> {
         let what =
             Described { what: "a receive", peer: wanted.source, tag: Tag(wanted.tag), world: &self.world };
+        self.world.awaited.set(wanted.source);
         let look = |engine: &mut Engine<Transports>| {
             let found = engine.probe(context, wanted).map(Ok);
             found.or_else(|| engine.broken(wanted.source?).map(Err))

@@ -86,6 +86,28 @@ impl<R, M> Matching<R, M> {
         messages.iter().find(|(label, _)| wanted.fits(*label)).map(|(label, message)| (*label, message))
     }
 
+    /// The earliest waiting message that is such a one, left where it is.
+    pub(crate) fn find(&self, context: Context, is_it: impl Fn(Label, &M) -> bool) -> Option<(Label, &M)> {
+        let messages = &self.queues.get(&context)?.messages;
+        messages
+            .iter()
+            .find(|(label, message)| is_it(*label, message))
+            .map(|(label, message)| (*label, message))
+    }
+
+    /// Takes all waiting messages with such labels.
+    pub(crate) fn take_all(
+        &mut self,
+        context: Context,
+        are_they: impl Fn(Label) -> bool,
+    ) -> VecDeque<(Label, M)> {
+        let Some(queues) = self.queues.get_mut(&context) else { return VecDeque::new() };
+        let (taken, kept) =
+            std::mem::take(&mut queues.messages).into_iter().partition(|(label, _)| are_they(*label));
+        queues.messages = kept;
+        taken
+    }
+
     /// Takes back a receive that waits.
     pub(crate) fn cancel(&mut self, context: Context, is_it: impl Fn(&R) -> bool) -> Option<R> {
         let receives = &mut self.queues.get_mut(&context)?.receives;

@@ -7,10 +7,13 @@ pub(crate) mod matching;
 mod request;
 mod scope;
 mod select;
+mod watch;
 mod world;
 
 pub use communicator::Communicator;
+pub(crate) use lent::{Lent, LentMut};
 pub use request::{Completed, Request, wait_all, wait_any};
 pub use scope::{Pending, Scope};
 pub use select::{Any, Source, Status, Tag};
+pub(crate) use watch::{Call, TOGETHER, Watch, tag};
 pub(crate) use world::World;

@@ -133,7 +133,9 @@ impl<'scope, 'env> Scope<'scope, 'env> {
                 let (rank, room) = (received.label.source, one.room);
                 let problem =
                     format!("rank {rank} of the job gave {} bytes instead of {room}", received.length);
-                return Err(Error::Lengths { what, problem });
+                let error = Error::Lengths { what, problem };
+                world.fail(&error);
+                return Err(error);
             }
         }
         Ok(one.received)

@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -9,16 +10,18 @@ use std::time::{Duration, Instant};
 use roce_bootstrap::{Bootstrap, Event};
 
 use crate::error::{Error, Result};
+use crate::messages::communicator::Group;
 use crate::messages::engine::{Engine, Failure, Operation, Outcome, Received};
 use crate::messages::lent::{Lent, LentMut};
 use crate::messages::matching::{Context, Wanted};
+use crate::messages::watch::{Rounds, Watch};
 use crate::transport::Transports;
 
 /// A look at the engine that finds nothing, so many times, before others get the CPU: where ranks share one, they wait for each
 /// other.
 const SPINS: u32 = 200;
 /// So many of these between two looks at the clock and at the news.
-const LOOKS: u32 = 1000;
+const LOOKS: u32 = 100;
 /// A rank that has waited so long looks less often, and leaves the CPU to others.
 const PATIENCE: Duration = Duration::from_millis(20);
 const NAP: Duration = Duration::from_micros(50);
@@ -41,24 +44,39 @@ pub(crate) struct World {
     left: RefCell<Vec<(Operation, Box<dyn Any>)>>,
     /// No communicator that this rank knows has this context or a higher one.
     next_context: Cell<Context>,
+    /// Whose windows are open: also those that programs have dropped without closing them.
+    pub(crate) windows: RefCell<BTreeMap<Context, Group>>,
     /// How much was done without waiting for anybody.
     ticks: Cell<u64>,
+    /// Of the collectives of all ranks.
+    pub(crate) rounds: Rounds,
+    /// The collective that this rank is in.
+    pub(crate) watch: RefCell<Option<Watch>>,
+    /// The rank that is waited for, if it is one.
+    pub(crate) awaited: Cell<Option<u32>>,
 }
 
 impl World {
     pub(crate) fn new(exchange: Bootstrap, transports: Transports) -> Self {
         let rank = exchange.rank();
         let nodes = (0..exchange.size()).map(|rank| exchange.node_of(rank).to_owned()).collect();
+        let rounds = Rounds::new(Cell::new(1));
+        let mut engine = Engine::new(rank, transports);
+        engine.know_rounds(1, &rounds);
         Self {
             rank,
-            engine: RefCell::new(Engine::new(rank, transports)),
+            engine: RefCell::new(engine),
             exchange: RefCell::new(Some(exchange)),
             nodes,
             timeout: Cell::new(None),
             over: RefCell::new(None),
             left: RefCell::default(),
             next_context: Cell::new(2),
+            windows: RefCell::default(),
             ticks: Cell::new(0),
+            rounds,
+            watch: RefCell::new(None),
+            awaited: Cell::new(None),
         }
     }
 
@@ -91,6 +109,12 @@ impl World {
     /// Takes it out: nothing can be waited for any more.
     pub(crate) fn take_exchange(&self) -> Option<Bootstrap> {
         self.exchange.borrow_mut().take()
+    }
+
+    /// Nobody accesses this rank's memory of a window any more.
+    pub(crate) fn close_window(&self, context: Context) {
+        self.windows.borrow_mut().remove(&context);
+        self.with_engine(|engine| engine.windows().close(context));
     }
 
     pub(crate) fn with_engine<T>(&self, act: impl FnOnce(&mut Engine<Transports>) -> T) -> T {
@@ -128,9 +152,12 @@ impl World {
         what: &dyn fmt::Display,
     ) -> Result<Option<Received>> {
         let unfinished = Unfinished { world: self, operation };
-        let outcome = self.wait_until(what, |engine| engine.take_outcome(operation))?;
+        self.awaited.set(self.with_engine(|engine| engine.peer(operation)));
+        let outcome = self.wait_until(what, |engine| engine.take_outcome(operation));
+        // Before the operation is forgotten.
+        let outcome = outcome.inspect_err(|error| self.fail(error))?;
         std::mem::forget(unfinished);
-        outcome.map_err(|failure| self.error(&failure, room))
+        outcome.map_err(|failure| self.error(&failure, room)).inspect_err(|error| self.fail(error))
     }
 
     /// The outcome of an operation that is over.
@@ -140,13 +167,16 @@ impl World {
     }
 
     /// Forgets an operation that is not over. Who was offered the bytes of a send could still fetch them, which may be others
-    /// by then: the job is over.
+    /// by then: the job is over. Of a collective that has failed all ranks hear, so the send is waited for.
     pub(crate) fn cancel(&self, operation: Operation) {
-        let offered = self.with_engine(|engine| {
-            let offered = engine.is_offered(operation);
-            engine.cancel(operation);
-            offered
-        });
+        let is_offered = || self.with_engine(|engine| engine.is_offered(operation));
+        if self.has_failed() && is_offered() {
+            let what = "a send in a collective that failed";
+            // Why it is not over then, is looked at below.
+            let _ = self.wait_until(&what, |engine| engine.is_over(operation).then_some(()));
+        }
+        let offered = is_offered();
+        self.with_engine(|engine| engine.cancel(operation));
         if offered && self.over.borrow().is_none() {
             let reason = format!("rank {} gave up a send that its receiver knew of", self.rank);
             if let Some(exchange) = self.take_exchange() {
@@ -245,9 +275,27 @@ impl World {
         }
     }
 
+    /// Connects to every rank that connections are made to.
+    pub(crate) fn connect_all(&self) -> Result<()> {
+        self.check_over()?;
+        let ranks = 0..self.size();
+        let opened = self.wait_until(&"connecting to all ranks", |engine| {
+            let mut all = true;
+            for peer in ranks.clone() {
+                match engine.open(peer) {
+                    Ok(is_open) => all &= is_open,
+                    Err(failure) => return Some(Err(failure)),
+                }
+            }
+            all.then_some(Ok(()))
+        })?;
+        opened.map_err(|failure| self.error(&failure, 0))
+    }
+
     /// The news from the exchange.
     fn hear(&self) -> Result<()> {
         self.check_over()?;
+        self.look_at_round()?;
         let Some(Some(event)) = self.with_exchange(Bootstrap::poll_event) else { return Ok(()) };
         *self.over.borrow_mut() = Some(match event {
             Event::Lost { rank, node, why } => format!("{} is gone: {why}", name(rank, &node)),

@@ -10,6 +10,11 @@ const TASK: &str = "ROCE_TEST_TASK";
 /// Starts so many ranks of this program's test `rank` with a task, on nodes of so many ranks, and expects all to succeed within
 /// a minute.
 pub(crate) fn run(nodes: &[u32], task: &str) {
+    run_with(nodes, task, &[]);
+}
+
+/// The same with more variables.
+pub(crate) fn run_with(nodes: &[u32], task: &str, variables: &[(&str, &str)]) {
     static STEP: AtomicU32 = AtomicU32::new(0);
     let step = STEP.fetch_add(1, Ordering::Relaxed);
     let names = (1..=nodes.len()).map(|node| format!("127.0.0.{node}")).collect::<Vec<_>>().join(",");
@@ -31,6 +36,7 @@ pub(crate) fn run(nodes: &[u32], task: &str) {
                 .env("SLURM_STEP_NODELIST", &names)
                 .env("SLURM_STEP_TASKS_PER_NODE", &tasks)
                 .env("SLURM_ROCE_SECRET", "5f".repeat(32))
+                .envs(variables.iter().copied())
                 .stdout(Stdio::piped())
                 .stderr(Stdio::piped());
             ranks.push((rank, command.spawn().unwrap()));
@@ -68,4 +74,10 @@ pub(crate) fn run(nodes: &[u32], task: &str) {
 /// In a rank: its task.
 pub(crate) fn task() -> String {
     std::env::var(TASK).expect("started by another test")
+}
+
+/// The lengths that a slow network can carry in the time of a test.
+pub(crate) fn up_to_most<const COUNT: usize>(lengths: [usize; COUNT]) -> impl Iterator<Item = usize> {
+    let most = std::env::var("ROCE_TEST_MOST").map_or(usize::MAX, |most| most.parse().unwrap());
+    lengths.into_iter().filter(move |length| *length <= most)
 }
