@@ -5,6 +5,7 @@ mod bootstrap;
 mod hooks;
 mod machine;
 mod memory;
+mod messages;
 mod page;
 mod plan;
 mod plot;
@@ -38,13 +39,16 @@ fn main() -> Result<ExitCode> {
             let docs = docs.first().map(Path::new);
             bootstrap::run(rounds.parse()?, &ranks, &only, docs)?.finish(Path::new(output))
         }
+        ["messages", output, rounds, ref docs @ ..] => {
+            messages::run(rounds.parse()?, docs.first().map(Path::new))?.finish(Path::new(output))
+        }
         ["simulate-bootstrap", output, seed, sizes, ref docs @ ..] => {
             let sizes: Vec<u32> = sizes.split(',').map(str::parse).collect::<Result<_, _>>()?;
             simulation::run(seed.parse()?, &sizes, Path::new(output), docs.first().map(Path::new))?;
             Ok(ExitCode::SUCCESS)
         }
         _ => bail!(
-            "usage: roce-bench plan|plugin|bootstrap|simulate-bootstrap FILE.json ... (cargo xtask bench does it)"
+            "usage: roce-bench plan|plugin|bootstrap|messages|simulate-bootstrap FILE.json ... (cargo xtask bench does it)"
         ),
     }
 }

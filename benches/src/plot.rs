@@ -13,6 +13,8 @@ pub(crate) struct Plot {
     pub(crate) subtitle: String,
     /// What the axes show.
     pub(crate) x: String,
+    /// How numbers of that axis are written.
+    pub(crate) x_number: fn(&f64) -> String,
     pub(crate) y: String,
     pub(crate) curves: Vec<Curve>,
 }
@@ -97,7 +99,7 @@ impl Plot {
             .configure_mesh()
             .x_desc(&self.x)
             .y_desc(&self.y)
-            .x_label_formatter(&number)
+            .x_label_formatter(&self.x_number)
             .y_label_formatter(&number)
             .light_line_style(BLACK.mix(0.05))
             .draw()?;
@@ -164,6 +166,7 @@ mod tests {
             title: "title".to_owned(),
             subtitle: "here".to_owned(),
             x: "ranks".to_owned(),
+            x_number: number,
             y: "ms".to_owned(),
             curves: vec![curve("ours"), curve("theirs")],
         };

@@ -61,6 +61,20 @@ impl Case {
         Self { unit, ..Self::times(case, peer, ours, theirs, goal) }
     }
 
+    /// Rates, where more is better.
+    pub(crate) fn more_is_better(
+        case: &str,
+        peer: &str,
+        unit: &'static str,
+        ours: Vec<f64>,
+        theirs: Vec<f64>,
+        goal: Option<f64>,
+    ) -> Self {
+        let paired = ours.iter().zip(theirs.iter().cycle()).map(|(ours, theirs)| ours / theirs);
+        let ratio = median(&paired.collect::<Vec<_>>());
+        Self { unit, ratio, ..Self::times(case, peer, ours, theirs, goal) }
+    }
+
     /// Was what was promised reached?
     fn holds(&self) -> bool {
         self.goal.is_none_or(|goal| self.ratio >= goal)
@@ -137,6 +151,8 @@ mod tests {
         let case = Case::times("x", "y", vec![1.0, 2.0, 4.0], vec![2.0, 2.0, 2.0], Some(1.0));
         assert!((case.ratio - 1.0).abs() < 1e-9);
         assert!(case.holds());
+        let rates = Case::more_is_better("x", "y", "MB/s", vec![2.0, 6.0], vec![1.0, 2.0], None);
+        assert!((rates.ratio - 3.0).abs() < 1e-9);
         assert!(!Case::times("x", "limit", vec![6.0], vec![5.0], Some(1.0)).holds());
     }
 }

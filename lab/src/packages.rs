@@ -81,6 +81,16 @@ pub const PACKAGES: &[Package] = &[
     },
     Package { name: "hwloc-nox", need: Need::Bench, why: "lstopo-no-graphics, the peer of a benchmark" },
     Package {
+        name: "libopenmpi-dev",
+        need: Need::Bench,
+        why: "mpicc.openmpi, which builds a peer of a benchmark",
+    },
+    Package {
+        name: "libmpich-dev",
+        need: Need::Bench,
+        why: "mpicc.mpich, which builds a peer of a benchmark",
+    },
+    Package {
         name: "libpmi2-0-dev",
         need: Need::Bench,
         why: "Slurm's libpmi2, the peer of the bootstrap's benchmark; its library alone has other names in Debian 12 and 13",

@@ -22,6 +22,20 @@ pub(crate) fn agree<L, T>(exchange: &mut Bootstrap, mine: Result<(L, T)>) -> Res
 where
     T: Serialize + DeserializeOwned,
 {
+    let nodes: Vec<String> = (0..exchange.size()).map(|rank| exchange.node_of(rank).to_owned()).collect();
+    let gather = |mine: &[u8]| Ok(exchange.all_gather(mine)?.iter().map(<[u8]>::to_vec).collect());
+    agree_by(gather, |rank| (rank, nodes.get(rank as usize).map_or("?", String::as_str)), mine)
+}
+
+/// The same among others than all ranks: `gather` gives everyone's bytes, and `name` rank and node of each by its place there.
+pub(crate) fn agree_by<'a, L, T>(
+    gather: impl FnOnce(&[u8]) -> Result<Vec<Vec<u8>>>,
+    name: impl Fn(u32) -> (u32, &'a str),
+    mine: Result<(L, T)>,
+) -> Result<(L, Vec<T>)>
+where
+    T: Serialize + DeserializeOwned,
+{
     let (kept, report) = match mine {
         Ok((kept, told)) => (Ok(kept), Report::Done(told)),
         Err(error) => {
@@ -30,14 +44,14 @@ where
         }
     };
     let text = serde_json::to_vec(&report).map_err(|source| Error::Unwritable { source })?;
-    let gathered = exchange.all_gather(&text);
+    let gathered = gather(&text);
     // Also where the exchange failed after that: this rank's own failure came first.
     let kept = kept?;
     let mut values = Vec::new();
     let mut failures = Vec::new();
-    for (rank, text) in (0..).zip(gathered?.iter()) {
-        let node = exchange.node_of(rank);
-        match serde_json::from_slice(text) {
+    for (place, text) in (0..).zip(gathered?) {
+        let (rank, node) = name(place);
+        match serde_json::from_slice(&text) {
             Ok(Report::Done(value)) => values.push(value),
             Ok(Report::Failed(reason)) => failures.push(format!("rank {rank} ({node}) failed: {reason}")),
             Err(error) => {

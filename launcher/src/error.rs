@@ -231,6 +231,32 @@ pub enum Error {
         /// The highest.
         last: u32,
     },
+    /// A rank has no memory for its part of a window, or can't share it.
+    #[error("no memory for a window on this node ({node}): {problem}")]
+    Memory {
+        /// This node.
+        node: String,
+        /// What was asked for, and why it is not there.
+        problem: String,
+    },
+    /// An access beyond the end of a rank's memory in a window. Nothing was touched.
+    #[error(
+        "{what} of {length} elements from {offset} on is beyond the window of rank {rank} ({node}), which has {window} elements"
+    )]
+    BeyondWindow {
+        /// Which call.
+        what: &'static str,
+        /// Whose memory, in the window's group.
+        rank: u32,
+        /// Its node.
+        node: String,
+        /// The first element.
+        offset: usize,
+        /// How many.
+        length: usize,
+        /// How many there are.
+        window: usize,
+    },
     /// A collective operation whose ranks disagree about lengths, or whose slices don't fit the ranks.
     #[error("{what}: {problem}")]
     Lengths {

@@ -243,11 +243,17 @@ impl Job {
     }
 
     /// Waits until every rank has come this far, then ends the job on this rank. Queue pairs of this rank should be
-    /// closed after it, not before: a peer may still wait for an acknowledgement.
+    /// closed after it, not before: a peer may still wait for an acknowledgement. Windows that nobody has closed end here.
     ///
     /// # Errors
-    /// As [`barrier`](Self::barrier).
+    /// As [`barrier`](Self::barrier), and of [`Window::close`](crate::Window::close) where one is left.
     pub fn finalize(mut self) -> Result<()> {
+        // While this rank waits for the exchange it answers nobody who accesses its memory.
+        for (context, ranks) in self.world.with_engine(|engine| engine.windows().left()) {
+            let nodes = Nodes::apart(ranks.len());
+            self.world().of(ranks.to_vec(), context, nodes).barrier()?;
+            self.world.with_engine(|engine| engine.windows().close(context));
+        }
         self.barrier()
     }
 

@@ -22,7 +22,7 @@
 //! - [`Job::init`] finds out rank and size, meets the other ranks, opens the assigned NIC ports and tells the others
 //!   about them. If any rank can't use what it was assigned, *every* rank gets an error that says which and why. Nothing is
 //!   connected yet.
-//! - [`Job::world`] is a [`Communicator`]: messages, requests, scopes and collectives, among all ranks or
+//! - [`Job::world`] is a [`Communicator`]: messages, requests, scopes, collectives and windows, among all ranks or
 //!   [groups](Communicator::split) of them. [`Job::describe`] says how they go to each rank.
 //! - [`Job::connect`] is collective and brings up reliable queue pairs between the pairs of ranks that name each other, for who
 //!   wants verbs.
@@ -36,6 +36,27 @@
 //!
 //! A rank's messages move when it calls something of a communicator. Errors name the rank and its node; when a rank is gone,
 //! all that others wait for ends with [`Error::Over`].
+//!
+//! # Windows
+//! [`Communicator::window`] opens memory of each rank that the others put to, get from and change atomically without its help:
+//!
+//! ```
+//! # let job = roce_launcher::Job::init()?;
+//! # let world = job.world();
+//! let done = world.window::<u64>(1)?; // how many pieces of work were taken, kept by rank 0
+//! loop {
+//!     let piece = done.fetch_add(0, 0, 1)?;
+//!     if piece >= 100 {
+//!         break;
+//!     }
+//!     // work on it
+//! }
+//! done.close()?;
+//! # Ok::<(), roce_launcher::Error>(())
+//! ```
+//!
+//! Within a node that is shared memory and needs no call of the rank whose memory it is; between nodes that rank carries it out
+//! when it calls something. See [`Window`].
 //!
 //! # Queue pairs
 //! ```no_run
@@ -75,6 +96,7 @@ mod messages;
 mod queue_pair;
 mod rail;
 mod transport;
+mod windows;
 
 pub use assignment::{Assignment, Nic, Source};
 pub use collectives::{Algorithm, And, Choice, Collective, Max, Min, Operator, Or, Product, Sum, Xor};
@@ -85,7 +107,10 @@ pub use messages::{
     wait_any,
 };
 pub use queue_pair::{Done, QueuePair};
+pub use windows::{Atomic, Window};
 
 pub use roce_bootstrap::Options;
 pub use roce_types::{CpuSet, DevicePort, Dscp, Gid, Priority, TrafficClass};
-pub use roce_verbs::{Buffer, Error as VerbsError, Mtu, Readback, RemoteWindow, Window, WorkId};
+pub use roce_verbs::{
+    Buffer, Error as VerbsError, Mtu, Readback, RemoteWindow, Window as VerbsWindow, WorkId,
+};

@@ -24,7 +24,7 @@ pub(crate) struct Arguments {
     /// What to measure
     name: Name,
     /// How many steps of each kind `plugin` takes the time of (200; each hook's it takes in fifty times as many), and
-    /// `bootstrap` (10)
+    /// `bootstrap` (10), and how many rounds `messages` has (10)
     #[arg(long)]
     rounds: Option<usize>,
     /// How many ranks `bootstrap` starts
@@ -33,7 +33,7 @@ pub(crate) struct Arguments {
     /// Whom `bootstrap` is compared with: pmi2, pmix, mpi (all)
     #[arg(long, value_delimiter = ',')]
     peers: Vec<String>,
-    /// Write what `bootstrap` measures into docs/bootstrap.md and docs/images too
+    /// Write what `bootstrap` or `messages` measures into docs/bootstrap.md or docs/messages.md, and docs/images, too
     #[arg(long)]
     docs: bool,
 }
@@ -47,6 +47,8 @@ enum Name {
     /// How long it takes until every rank knows every other: ours, PMI2, PMIx and Open MPI's MPI_Init in a real Slurm of eight
     /// nodes on this machine
     Bootstrap,
+    /// Messages and collectives within a node, against Open MPI, MPICH and a bare cache line
+    Messages,
 }
 
 const LOG: &str = "target/bench/build.log";
@@ -70,14 +72,26 @@ pub(crate) fn run(arguments: &Arguments, interrupt: &Interrupt) -> Result<ExitCo
             packages::ensure(Need::Bench, &progress, interrupt)?;
             bootstrap(arguments, &progress, interrupt)?
         }
+        Name::Messages => {
+            packages::ensure(Need::Bench, &progress, interrupt)?;
+            messages(arguments, &progress, interrupt)?
+        }
     };
     drop(progress);
     let status = Process::spawn(command)?.wait(interrupt)?;
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// As root and before all others, as below.
-fn bootstrap(arguments: &Arguments, progress: &Progress, interrupt: &Interrupt) -> Result<Command> {
+/// Before all others, as below.
+fn messages(arguments: &Arguments, progress: &Progress, interrupt: &Interrupt) -> Result<Command> {
+    let mut command = before_all_others(progress, interrupt)?;
+    command.args(["messages", "target/bench/messages.json", &arguments.rounds.unwrap_or(10).to_string()]);
+    command.args(arguments.docs.then_some("docs"));
+    Ok(command)
+}
+
+/// Builds the benchmark; it runs as root, with a priority that only root can give.
+fn before_all_others(progress: &Progress, interrupt: &Interrupt) -> Result<Command> {
     if !Uid::effective().is_root() {
         authorise()?;
     }
@@ -87,9 +101,16 @@ fn bootstrap(arguments: &Arguments, progress: &Progress, interrupt: &Interrupt) 
     run_logged("cargo build of the benchmark", build, Path::new(LOG), interrupt)?;
     let bench = built("roce-bench")?;
     step.done("");
-    let ranks = arguments.ranks.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
     let mut command = tied_as_root("nice");
-    command.args(["-n", "-15"]).arg(bench).args(["bootstrap", "target/bench/bootstrap.json"]);
+    command.args(["-n", "-15"]).arg(bench);
+    Ok(command)
+}
+
+/// As root and before all others, as below.
+fn bootstrap(arguments: &Arguments, progress: &Progress, interrupt: &Interrupt) -> Result<Command> {
+    let mut command = before_all_others(progress, interrupt)?;
+    let ranks = arguments.ranks.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+    command.args(["bootstrap", "target/bench/bootstrap.json"]);
     command.args([arguments.rounds.unwrap_or(10).to_string(), ranks, arguments.peers.join(",")]);
     command.args(arguments.docs.then_some("docs"));
     Ok(command)

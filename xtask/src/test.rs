@@ -78,7 +78,6 @@ impl Tier {
                 &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"],
                 &["clippy", "-p", "roce-tests", "--test", "slurm", "--test", "lab", "--", "-D", "warnings"],
                 &["clippy", "-p", "roce-plugin-host", "--test", "host", "--", "-D", "warnings"],
-                &["clippy", "-p", "roce-plugin-host", "--test", "host", "--", "-D", "warnings"],
             ],
             Self::Unit => &[&["test", "--workspace"]],
             Self::Host => &[&["test", "-p", "roce-plugin-host", "--test", "host"]],

@@ -7,7 +7,7 @@ use anyhow::Result;
 use super::measured::{Measured, Theirs};
 use super::{OURS, PEERS, figure, show};
 use crate::page;
-use crate::plot::{Curve, Plot, Point};
+use crate::plot::{Curve, Plot, Point, number};
 use crate::report::{median, spread};
 
 /// Writes `bootstrap.md`'s table and `images/bootstrap.svg` below the folder.
@@ -58,6 +58,7 @@ fn plot(all: &[Measured], setting: &str) -> Plot {
         title: "Until every rank has 64 bytes of every other one".to_owned(),
         subtitle: setting.to_owned(),
         x: "ranks on 8 nodes".to_owned(),
+        x_number: number,
         y: "ms from the last start to the last end".to_owned(),
         curves: [ours].into_iter().chain(theirs).collect(),
     }

@@ -61,6 +61,7 @@ fn times(rows: &[Row]) -> Plot {
         title: "Simulated: until the last of all nodes knows everyone".to_owned(),
         subtitle: "64 ranks a node, 64 bytes a rank; 25 µs, 25 Gbit/s".to_owned(),
         x: "nodes".to_owned(),
+        x_number: number,
         y: "ms from the last start to the last end".to_owned(),
         curves: SCENARIOS.iter().map(|(scenario, _)| curve(scenario)).collect(),
     }
@@ -83,6 +84,7 @@ fn counts(rows: &[Row]) -> Plot {
         title: "Simulated: what a node needs".to_owned(),
         subtitle: "64 ranks a node, 64 bytes a rank".to_owned(),
         x: "nodes".to_owned(),
+        x_number: number,
         y: "rounds, connections, MB".to_owned(),
         curves,
     }

@@ -5,7 +5,7 @@
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::rc::{Rc, Weak};
+use std::rc::Rc;
 
 use slab::Slab;
 
@@ -13,6 +13,7 @@ use crate::messages::lent::{Lent, LentMut};
 use crate::messages::matching::{Context, Label, Matching, Wanted};
 use crate::messages::watch::{self, Rounds};
 use crate::transport::{Broken, Header, Kind, Transport, Transports};
+use crate::windows::remote::{Taken, Windows};
 
 /// A send or receive that was started.
 pub(crate) type Operation = u32;
@@ -119,9 +120,10 @@ struct Core {
     /// Peers that can't be reached any more.
     broken: BTreeMap<u32, Broken>,
     /// The round that is on in contexts of collectives.
-    rounds: HashMap<Context, Weak<Cell<u64>>>,
+    rounds: HashMap<Context, Rounds>,
     /// Offers and notices that wait in such contexts: somebody has to see to them.
     left_over: usize,
+    windows: Windows,
 }
 
 impl<T: Transport> Engine<T> {
@@ -135,6 +137,7 @@ impl<T: Transport> Engine<T> {
             broken: BTreeMap::new(),
             rounds: HashMap::new(),
             left_over: 0,
+            windows: Windows::default(),
         };
         Self { transport, core }
     }
@@ -233,15 +236,53 @@ impl<T: Transport> Engine<T> {
         self.core.broken.get(&peer).cloned().map(Failure::Broken)
     }
 
+    pub(crate) fn windows(&mut self) -> &mut Windows {
+        &mut self.core.windows
+    }
+
+    /// The most bytes of payload in one packet to this peer.
+    pub(crate) fn most(&self, peer: u32) -> usize {
+        self.transport.most(peer)
+    }
+
+    /// Sends a packet at once, before those that wait, if there is room.
+    pub(crate) fn send_now(&mut self, peer: u32, header: &Header, payload: &[u8]) -> Result<bool, Failure> {
+        if let Some(broken) = self.broken(peer) {
+            return Err(broken);
+        }
+        self.transport.try_send(peer, header, payload).map_err(|broken| {
+            self.core.lose(&broken);
+            Failure::Broken(broken)
+        })
+    }
+
+    /// Tells peers which of their puts have been carried out. Whether there was anything to tell.
+    fn tell_done(&mut self) -> bool {
+        let mut told = false;
+        while let Some((peer, header)) = self.core.windows.next_done() {
+            match self.transport.try_send(peer, &header, &[]) {
+                Ok(sent) => {
+                    self.core.windows.said(sent);
+                    told |= sent;
+                    if !sent {
+                        break;
+                    }
+                }
+                Err(broken) => self.core.lose(&broken),
+            }
+        }
+        told
+    }
+
     /// Forgets an operation: its memory is not touched any more by this rank. The message is lost.
     pub(crate) fn cancel(&mut self, operation: Operation) {
         self.core.cancel(operation);
     }
 
-    /// Messages of this context belong to rounds; those of rounds that are over belong to nobody.
-    pub(crate) fn know_rounds(&mut self, context: Context, rounds: &Rounds) {
-        self.core.rounds.retain(|_, rounds| rounds.strong_count() > 0);
-        self.core.rounds.insert(context, Rc::downgrade(rounds));
+    /// Messages of this context belong to rounds, which are counted from 1; those of rounds that are over belong to nobody. They are
+    /// counted on where the communicator is gone: its last messages may still come, and it may come back.
+    pub(crate) fn rounds(&mut self, context: Context) -> Rounds {
+        Rc::clone(self.core.rounds.entry(context).or_insert_with(|| Rounds::new(Cell::new(1))))
     }
 
     /// A message of the round of `tag` from a rank that wants something else than this one, and its bytes if they are here. That a
@@ -297,8 +338,9 @@ impl<T: Transport> Engine<T> {
             }
         };
         self.fetch();
+        let told = self.tell_done();
         let sent = self.send_outgoing();
-        came || sent
+        came || told || sent
     }
 
     /// Fetches what receives take of offered messages.
@@ -388,7 +430,7 @@ impl Core {
                 Waiting::Whole(bytes) => self.take_whole(operation, label, &bytes),
                 Waiting::Offered { length, operation: theirs, address } => {
                     let message = Received { label, length };
-                    if self.rounds.contains_key(&context) {
+                    if watch::has_rounds(context) {
                         self.left_over -= 1;
                     }
                     self.fetches.push(Fetch { operation, message, theirs, address });
@@ -433,6 +475,7 @@ impl Core {
     fn lose(&mut self, broken: &Broken) {
         self.broken.entry(broken.peer).or_insert_with(|| broken.clone());
         self.outgoing.remove(&broken.peer);
+        self.windows.lose(broken.peer);
         self.fetches.retain(|fetch| fetch.message.label.source != broken.peer);
         let concerns = |state: &State| match &state.what {
             What::Send { peer, .. } => *peer == broken.peer,
@@ -487,11 +530,18 @@ impl Core {
                 true
             }
             Some(Kind::Data) => self.take_piece(peer, header.operation, length, payload),
+            Some(kind) => match self.windows.take(kind, peer, header, payload) {
+                Taken::Done => true,
+                Taken::Answer(header, payload) => {
+                    self.queue(peer, Outgoing::Packet(header, payload));
+                    true
+                }
+                Taken::Nonsense => false,
+            },
             None => false,
         };
         if !ok {
-            let why = "it sent something that makes no sense; do all ranks run the same build?".to_owned();
-            self.lose(&Broken { peer, why });
+            self.lose(&nonsense(peer));
         }
     }
 
@@ -505,7 +555,7 @@ impl Core {
                 }
             }
             None => {
-                if watch::is_notice(label.tag) && self.rounds.contains_key(&header.context) {
+                if watch::is_notice(label.tag) && watch::has_rounds(header.context) {
                     self.left_over += 1;
                 }
                 self.matching.keep(header.context, label, Waiting::Whole(bytes.to_vec()));
@@ -515,16 +565,13 @@ impl Core {
 
     /// Whether a message is of a round that is over. It is no receive's then, and never will be.
     fn is_past(&self, context: Context, tag: u32) -> bool {
-        // A communicator that is gone has no rounds any more.
-        let live = self.rounds.get(&context).map(|rounds| rounds.upgrade().map(|rounds| rounds.get()));
-        live.is_some_and(|live| live.is_none_or(|live| watch::is_past(tag, live)))
+        self.rounds.get(&context).is_some_and(|live| watch::is_past(tag, live.get()))
     }
 
     /// Lets go of the messages of rounds that are over. Who offered one is told that it may go on.
     fn clear_past(&mut self, context: Context) {
-        let Some(live) = self.rounds.get(&context).and_then(Weak::upgrade) else { return };
-        for (label, message) in self.matching.take_all(context, |label| watch::is_past(label.tag, live.get()))
-        {
+        let Some(live) = self.rounds.get(&context).map(|live| live.get()) else { return };
+        for (label, message) in self.matching.take_all(context, |label| watch::is_past(label.tag, live)) {
             match message {
                 Waiting::Offered { operation, .. } => {
                     self.left_over -= 1;
@@ -568,7 +615,7 @@ impl Core {
                 self.refuse(message.label.source, theirs);
             }
             None => {
-                if self.rounds.contains_key(&header.context) {
+                if watch::has_rounds(header.context) {
                     self.left_over += 1;
                 }
                 let waiting = Waiting::Offered { length: message.length, operation: theirs, address };
@@ -615,6 +662,10 @@ impl Core {
         };
         let done = match first {
             Outgoing::Packet(header, payload) => {
+                if payload.len() > transport.most(peer) {
+                    // An answer; nobody asks for so much at once.
+                    return Err(nonsense(peer));
+                }
                 if !transport.try_send(peer, header, payload)? {
                     return Ok(false);
                 }
@@ -659,5 +710,10 @@ impl Core {
     }
 }
 
+fn nonsense(peer: u32) -> Broken {
+    let why = "it sent something that makes no sense; do all ranks run the same build?".to_owned();
+    Broken { peer, why }
+}
+
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

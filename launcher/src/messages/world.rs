@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::messages::engine::{Engine, Failure, Operation, Outcome, Received};
 use crate::messages::lent::{Lent, LentMut};
 use crate::messages::matching::{Context, Wanted};
-use crate::messages::watch::{Rounds, Watch};
+use crate::messages::watch::Watch;
 use crate::transport::Transports;
 
 /// A look at the engine that finds nothing, so many times, before others get the CPU: where ranks share one, they wait for each
@@ -23,6 +23,10 @@ const LOOKS: u32 = 100;
 /// A rank that has waited so long looks less often, and leaves the CPU to others.
 const PATIENCE: Duration = Duration::from_millis(20);
 const NAP: Duration = Duration::from_micros(50);
+
+/// Operations that wait for nobody look at the engine after so many of them, and at the news after so many.
+const TICKS: u64 = 64;
+const TICKS_NEWS: u64 = 2048;
 
 /// One rank of the job.
 pub(crate) struct World {
@@ -38,21 +42,19 @@ pub(crate) struct World {
     left: RefCell<Vec<(Operation, Box<dyn Any>)>>,
     /// No communicator that this rank knows has this context or a higher one.
     next_context: Cell<Context>,
-    /// Of the collectives of all ranks.
-    pub(crate) rounds: Rounds,
     /// The collective that this rank is in.
     pub(crate) watch: RefCell<Option<Watch>>,
     /// The rank that is waited for, if it is one.
     pub(crate) awaited: Cell<Option<u32>>,
+    /// How much was done without waiting for anybody.
+    ticks: Cell<u64>,
 }
 
 impl World {
     pub(crate) fn new(exchange: Bootstrap, transports: Transports) -> Self {
         let rank = exchange.rank();
         let nodes = (0..exchange.size()).map(|rank| exchange.node_of(rank).to_owned()).collect();
-        let rounds = Rounds::new(Cell::new(1));
-        let mut engine = Engine::new(rank, transports);
-        engine.know_rounds(1, &rounds);
+        let engine = Engine::new(rank, transports);
         Self {
             rank,
             engine: RefCell::new(engine),
@@ -62,9 +64,9 @@ impl World {
             over: RefCell::new(None),
             left: RefCell::default(),
             next_context: Cell::new(2),
-            rounds,
             watch: RefCell::new(None),
             awaited: Cell::new(None),
+            ticks: Cell::new(0),
         }
     }
 
@@ -184,16 +186,49 @@ impl World {
         did
     }
 
+    /// For an operation that waits for nobody, on so many bytes: who does only such ones must let the others go on too, and hear
+    /// when there is no job any more.
+    #[inline]
+    pub(crate) fn tick(&self, bytes: usize) -> Result<()> {
+        self.check_over()?;
+        let before = self.ticks.get();
+        let after = before.wrapping_add(1 + bytes as u64 / 1024);
+        self.ticks.set(after);
+        if before / TICKS != after / TICKS {
+            self.progress();
+            if before / TICKS_NEWS != after / TICKS_NEWS {
+                self.hear()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// For an operation that found that it must be tried again: others have to do something first.
+    pub(crate) fn let_others(&self) {
+        if !self.progress() {
+            thread::yield_now();
+        }
+    }
+
     /// Looks again and again until there is something.
     pub(crate) fn wait_until<T>(
         &self,
         what: &dyn fmt::Display,
         mut look: impl FnMut(&mut Engine<Transports>) -> Option<T>,
     ) -> Result<T> {
+        self.wait_for(what, || look(&mut self.engine.borrow_mut()))
+    }
+
+    /// The same for something that the engine need not know.
+    pub(crate) fn wait_for<T>(
+        &self,
+        what: &dyn fmt::Display,
+        mut look: impl FnMut() -> Option<T>,
+    ) -> Result<T> {
         let mut started = None;
         let mut idle = 0_u32;
         loop {
-            if let Some(found) = look(&mut self.engine.borrow_mut()) {
+            if let Some(found) = look() {
                 return Ok(found);
             }
             if self.progress() {

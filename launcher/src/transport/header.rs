@@ -16,7 +16,34 @@ pub(crate) enum Kind {
     Data = 4,
     /// The receiver has fetched an offered message itself.
     Fetched = 5,
+    // Those of windows: `context` says which, `length` where in its memory, in bytes.
+    /// Bytes to be written.
+    Put = 16,
+    /// Numbers of eight bytes to be added.
+    Add = 17,
+    /// `tag` bytes are asked for.
+    Get = 18,
+    /// A change of eight bytes is asked for, and what was there before.
+    Atomic = 19,
+    /// What was asked for.
+    Answer = 20,
+    /// So many puts and adds, as `length` says, have been carried out.
+    Done = 21,
 }
+
+const KINDS: [Kind; 11] = [
+    Kind::Eager,
+    Kind::Offer,
+    Kind::Accept,
+    Kind::Data,
+    Kind::Fetched,
+    Kind::Put,
+    Kind::Add,
+    Kind::Get,
+    Kind::Atomic,
+    Kind::Answer,
+    Kind::Done,
+];
 
 /// The fields' meaning depends on the kind.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
@@ -34,8 +61,6 @@ pub(crate) struct Header {
 
 impl Header {
     pub(crate) fn kind(&self) -> Option<Kind> {
-        [Kind::Eager, Kind::Offer, Kind::Accept, Kind::Data, Kind::Fetched]
-            .into_iter()
-            .find(|kind| *kind as u32 == self.kind)
+        KINDS.into_iter().find(|kind| *kind as u32 == self.kind)
     }
 }

@@ -11,7 +11,7 @@ use super::*;
 /// What is on its way, by sender and receiver.
 type Wires = Rc<RefCell<BTreeMap<(u32, u32), VecDeque<(Header, Vec<u8>)>>>>;
 
-struct Queues {
+pub(crate) struct Queues {
     rank: u32,
     wires: Wires,
     /// Packets that fit between two ranks.
@@ -20,7 +20,7 @@ struct Queues {
     fetches: bool,
 }
 
-const MOST: usize = 16;
+pub(crate) const MOST: usize = 16;
 
 impl Transport for Queues {
     fn most(&self, _: u32) -> usize {
@@ -63,7 +63,7 @@ impl Transport for Queues {
     }
 }
 
-fn engines(count: u32, room: usize, fetches: bool) -> Vec<Engine<Queues>> {
+pub(crate) fn engines(count: u32, room: usize, fetches: bool) -> Vec<Engine<Queues>> {
     let wires = Wires::default();
     (0..count)
         .map(|rank| Engine::new(rank, Queues { rank, wires: Rc::clone(&wires), room, fetches }))
