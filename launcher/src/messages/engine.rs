@@ -455,7 +455,11 @@ impl<T: Transport> Engine<T> {
     /// Messages of this context belong to rounds; those of rounds that are over belong to nobody.
     pub(crate) fn know_rounds(&mut self, context: Context, rounds: &Rounds) {
         self.core.rounds.retain(|_, rounds| rounds.strong_count() > 0);
-        self.core.rounds.insert(context, Rc::downgrade(rounds));
+        if self.core.rounds.insert(context, Rc::downgrade(rounds)).is_none() {
+            // Other ranks may have made the communicator before this one.
+            let early = self.core.matching.waiting(context);
+            self.core.left_over += early.filter(|(label, message)| needs_care(*label, message)).count();
+        }
     }
 
     /// A message of the round of `tag` from a rank that wants something else than this one, and its bytes if they are here. That a
@@ -1091,6 +1095,11 @@ fn withdraw(queue: &mut VecDeque<Outgoing>, operation: Operation, bytes: &[u8], 
             queue.insert(place + number, packet);
         }
     }
+}
+
+/// In contexts of collectives somebody has to see to offers and notices that wait.
+fn needs_care(label: Label, message: &Waiting) -> bool {
+    matches!(message, Waiting::Offered(_)) || watch::is_notice(label.tag)
 }
 
 fn nonsense(peer: u32) -> Broken {

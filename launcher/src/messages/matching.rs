@@ -111,11 +111,13 @@ impl<R, M> Matching<R, M> {
 
     /// The earliest waiting message that is such a one, left where it is.
     pub(crate) fn find(&self, context: Context, is_it: impl Fn(Label, &M) -> bool) -> Option<(Label, &M)> {
-        let messages = &self.queues.get(&context)?.messages;
-        messages
-            .iter()
-            .find(|(label, message)| is_it(*label, message))
-            .map(|(label, message)| (*label, message))
+        self.waiting(context).find(|(label, message)| is_it(*label, message))
+    }
+
+    /// All waiting messages.
+    pub(crate) fn waiting(&self, context: Context) -> impl Iterator<Item = (Label, &M)> {
+        let queues = self.queues.get(&context).into_iter();
+        queues.flat_map(|queues| queues.messages.iter().map(|(label, message)| (*label, message)))
     }
 
     /// Takes all waiting messages with such labels.
