@@ -12,6 +12,7 @@ use rdma_mummy_sys as ffi;
 
 use crate::completion::{Completion, CompletionError, Operation, WorkId};
 use crate::context::{Context, sole_owner};
+use crate::datagram::Address;
 use crate::error::{Error, Result};
 use crate::memory::Buffer;
 use crate::notice::Channel;
@@ -61,6 +62,8 @@ struct Work {
     length: usize,
     operation: Operation,
     qp_number: u32,
+    /// Where a datagram goes: rxe looks the address up when it sends, and a queue pair whose address is gone fails.
+    _address: Option<Arc<Address>>,
 }
 
 impl CompletionQueue {
@@ -137,6 +140,7 @@ impl CompletionQueue {
         length: usize,
         operation: Operation,
         qp_number: u32,
+        address: Option<Arc<Address>>,
         post: impl FnOnce(WorkId) -> Result<()>,
     ) -> Result<WorkId, (Buffer, Box<Error>)> {
         let id = {
@@ -147,7 +151,7 @@ impl CompletionQueue {
             };
             let slot = &mut state.slots[index];
             slot.generation = slot.generation.wrapping_add(1);
-            slot.work = Some(Work { buffer, length, operation, qp_number });
+            slot.work = Some(Work { buffer, length, operation, qp_number, _address: address });
             WorkId(u64::from(slot.generation) << 32 | index as u64)
         };
         // Not under the lock: another thread may reap meanwhile. The completion finds its slot filled.

@@ -17,9 +17,7 @@ use crate::queue_pair::{Depth, Rejected};
 /// A received datagram begins after so many bytes: the place of a global routing header, which is filled or not.
 pub const DATAGRAM_OFFSET: usize = 40;
 
-/// Where datagrams can be sent to (`ibv_create_ah(3)`).
-///
-/// A datagram whose address is dropped before it has left may be lost, as any may.
+/// Where datagrams can be sent to (`ibv_create_ah(3)`). It lives until all that were posted with it have left.
 #[derive(Debug)]
 pub struct Address {
     raw: *mut ffi::ibv_ah,
@@ -36,20 +34,20 @@ impl Address {
     ///
     /// # Errors
     /// [`Error::Call`], with a hint for a peer that this port cannot reach.
-    pub fn create(domain: &Arc<ProtectionDomain>, path: Path) -> Result<Self> {
+    pub fn create(domain: &Arc<ProtectionDomain>, path: Path) -> Result<Arc<Self>> {
         let mut attributes = path.attributes();
         // SAFETY: the domain is kept by `self`; `attributes` lives during the call.
         let raw = unsafe { ffi::ibv_create_ah(domain.raw(), &raw mut attributes) };
         if raw.is_null() {
             return Err(Error::last("ibv_create_ah", domain.device()));
         }
-        Ok(Self { raw, _domain: Arc::clone(domain) })
+        Ok(Arc::new(Self { raw, _domain: Arc::clone(domain) }))
     }
 }
 
 impl Drop for Address {
     fn drop(&mut self) {
-        // SAFETY: made by ibv_create_ah and destroyed once. The device keeps no pointer to it: a request carries what it needs.
+        // SAFETY: made by ibv_create_ah and destroyed once; every request that names it has completed, or its queue pair is gone.
         let _ = unsafe { ffi::ibv_destroy_ah(self.raw) };
     }
 }
@@ -104,7 +102,7 @@ impl Datagrams {
     /// [`Rejected`] with [`Error::QueueFull`] or [`Error::Call`].
     pub fn post_receive(&self, buffer: Buffer) -> Result<WorkId, Rejected> {
         let length = buffer.len();
-        self.post(buffer, length, Operation::Receive, |element, id| {
+        self.post(buffer, length, Operation::Receive, None, |element, id| {
             let mut request =
                 ffi::ibv_recv_wr { wr_id: id.0, next: std::ptr::null_mut(), sg_list: element, num_sge: 1 };
             let mut bad = std::ptr::null_mut();
@@ -123,11 +121,11 @@ impl Datagrams {
         &self,
         buffer: Buffer,
         length: usize,
-        address: &Address,
+        address: &Arc<Address>,
         number: u32,
         key: u32,
     ) -> Result<WorkId, Rejected> {
-        self.post(buffer, length, Operation::Send, |element, id| {
+        self.post(buffer, length, Operation::Send, Some(Arc::clone(address)), |element, id| {
             // SAFETY: ibv_send_wr is integers, pointers for which null is a value, and unions of those.
             let mut request: ffi::ibv_send_wr = unsafe { std::mem::zeroed() };
             request.wr_id = id.0;
@@ -137,7 +135,7 @@ impl Datagrams {
             request.opcode = ffi::ibv_wr_opcode::IBV_WR_SEND;
             request.wr.ud = ffi::ud_t { ah: address.raw, remote_qpn: number, remote_qkey: key };
             let mut bad = std::ptr::null_mut();
-            // SAFETY: as in `post_receive`; the address exists during the call.
+            // SAFETY: as in `post_receive`; the completion queue keeps the address as long as the buffer.
             unsafe { ffi::ibv_post_send(self.pair.raw(), &raw mut request, &raw mut bad) }
         })
     }
@@ -147,6 +145,7 @@ impl Datagrams {
         buffer: Buffer,
         length: usize,
         operation: Operation,
+        address: Option<Arc<Address>>,
         call: impl FnOnce(*mut ffi::ibv_sge, WorkId) -> i32,
     ) -> Result<WorkId, Rejected> {
         let mut element = match buffer.element(length) {
@@ -155,7 +154,7 @@ impl Datagrams {
         };
         let name = if operation == Operation::Receive { "ibv_post_recv" } else { "ibv_post_send" };
         self.completions
-            .submit(buffer, length, operation, self.pair.number(), |id| {
+            .submit(buffer, length, operation, self.pair.number(), address, |id| {
                 Error::check(call(&raw mut element, id), name, &self.pair.named())
             })
             .map_err(|(buffer, error)| Rejected { operation, error, buffer })

@@ -226,7 +226,7 @@ impl QueuePair {
         };
         let name = if operation == Operation::Receive { "ibv_post_recv" } else { "ibv_post_send" };
         self.completions
-            .submit(buffer, length, operation, self.number(), |id| {
+            .submit(buffer, length, operation, self.number(), None, |id| {
                 Error::check(call(&raw mut element, id), name, &self.pair.named())
             })
             .map_err(|(buffer, error)| Rejected { operation, error, buffer })

@@ -44,6 +44,8 @@ pub(super) struct Port {
     /// Since when it can't be used, and when it is looked at again.
     down: Option<(Instant, Instant)>,
     is_lost: bool,
+    /// Why datagrams can't be sent any more.
+    deaf: Option<String>,
 }
 
 impl Port {
@@ -68,7 +70,18 @@ impl Port {
         let (endpoint, packets) = (Arc::clone(endpoint), Arc::clone(packets));
         let _ = context_events(&endpoint)?;
         let (now, down) = (None, None);
-        Ok(Self { endpoint, packets, datagrams, completions, free, class, now, down, is_lost: false })
+        Ok(Self {
+            endpoint,
+            packets,
+            datagrams,
+            completions,
+            free,
+            class,
+            now,
+            down,
+            is_lost: false,
+            deaf: None,
+        })
     }
 
     pub(super) fn number(&self) -> u32 {
@@ -95,7 +108,7 @@ impl Port {
         self.now.ok_or_else(String::new)
     }
 
-    pub(super) fn address(&mut self, route: &Route) -> Result<Address, String> {
+    pub(super) fn address(&mut self, route: &Route) -> Result<Arc<Address>, String> {
         let path = Path {
             port: self.endpoint.nic.port.port,
             local_gid_index: self.now()?.gid_index,
@@ -110,7 +123,10 @@ impl Port {
     ///
     /// # Errors
     /// Why it was not sent.
-    pub(super) fn send(&mut self, address: &Address, route: &Route, bytes: &[u8]) -> Result<(), String> {
+    pub(super) fn send(&mut self, address: &Arc<Address>, route: &Route, bytes: &[u8]) -> Result<(), String> {
+        if let Some(why) = &self.deaf {
+            return Err(why.clone());
+        }
         let all_on_their_way = || "all of the last are still on their way".to_owned();
         let mut buffer = self.free.pop().ok_or_else(all_on_their_way)?;
         buffer.as_mut_slice()[..bytes.len()].copy_from_slice(bytes);
@@ -135,7 +151,13 @@ impl Port {
                     // A queue pair that failed hears nothing more; its peers will notice.
                     let _ = self.datagrams.post_receive(completion.buffer);
                 }
-                _ => self.free.push(completion.buffer),
+                (_, result) => {
+                    // The queue pair is of no use any more: datagrams fail by themselves only where it does.
+                    if let Err(error) = result {
+                        self.deaf.get_or_insert_with(|| error.to_string());
+                    }
+                    self.free.push(completion.buffer);
+                }
             }
         }
         heard

@@ -37,7 +37,7 @@ struct Acquaintance {
     handshake: Handshake,
     /// Until it is ready.
     pair: Option<PacketPair>,
-    address: Option<Address>,
+    address: Option<Arc<Address>>,
     /// Why the last datagram could not be sent.
     trouble: Option<String>,
 }
