@@ -22,6 +22,8 @@ use crate::transport::Transports;
 /// A look at the engine that finds nothing, so many times, before others get the CPU: half a millisecond, which is longer than most
 /// waits. What else the node runs would keep it for a time slice.
 const SPINS: u32 = 10_000;
+/// The same where ranks are on other nodes too: a look at the network asks the kernel, and waits are longer.
+const FEW: u32 = 200;
 /// So many looks at one peer alone, before a receive gets an operation and the engine looks at all.
 const MOMENT: u32 = 100;
 /// So many of these between two looks at the clock and at the news.
@@ -68,7 +70,11 @@ impl World {
     pub(crate) fn new(exchange: Bootstrap, transports: Transports) -> Self {
         let rank = exchange.rank();
         // Where ranks share CPUs, what one waits for takes another one's turn.
-        let spins = if exchange.local_ranks().count() > cpus() { 0 } else { SPINS };
+        let spins = match exchange.local_ranks().count() {
+            local if local > cpus() => 0,
+            local if local < exchange.size() as usize => FEW,
+            _ => SPINS,
+        };
         let nodes = (0..exchange.size()).map(|rank| exchange.node_of(rank).to_owned()).collect();
         let rounds = Rounds::new(Cell::new(1));
         let mut engine = Engine::new(rank, transports);
