@@ -10,6 +10,7 @@ use roce_types::{CpuSet, DevicePort, Dscp, Gid, Priority, TrafficClass};
 
 use crate::environment;
 use crate::error::{Error, Result};
+use crate::transport::Class;
 
 /// One NIC port that this rank may use.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -57,6 +58,11 @@ pub struct Assignment {
 }
 
 impl Assignment {
+    /// How packets are marked.
+    pub(crate) fn class(&self) -> Class {
+        Class { traffic_class: self.traffic_class, service_level: self.service_level }
+    }
+
     /// The plugin's assignment, or this library's own choice on the node called `node`.
     pub(crate) fn find(node: &str) -> Result<Self> {
         let variable = |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());

@@ -14,9 +14,9 @@ use crate::queue_pair::{Ends, QueuePair};
 use crate::rail;
 
 /// Outstanding RDMA reads per queue pair: more than a blocking program uses, less than any NIC's limit matters.
-const MOST_READS: u8 = 16;
+pub(crate) const MOST_READS: u8 = 16;
 /// Packet numbers have 24 bits.
-const PSN_MASK: u32 = 0x00ff_ffff;
+pub(crate) const PSN_MASK: u32 = 0x00ff_ffff;
 
 /// A queue pair that was made and waits for its peer's.
 struct Prepared {
@@ -161,7 +161,7 @@ fn ends(job: &Job, peer: u32, nic: usize, peer_nic: usize) -> Ends {
     }
 }
 
-fn random_psn() -> Result<u32> {
+pub(crate) fn random_psn() -> Result<u32> {
     let random = getrandom::u32().map_err(|error| Error::Random { reason: error.to_string() })?;
     Ok(random & PSN_MASK)
 }

@@ -18,6 +18,7 @@ pub(crate) struct Endpoint {
 }
 
 /// What a port is like at this moment.
+#[derive(Clone, Copy)]
 pub(crate) struct Now {
     pub(crate) gid_index: u8,
     pub(crate) mtu: Mtu,

@@ -8,6 +8,7 @@ use roce_types::{CpuSet, DevicePort, Dscp, Gid, Priority, TrafficClass};
 
 use crate::assignment::{Assignment, Nic, Source};
 use crate::error::{Error, Result};
+use crate::transport::Wanted;
 
 const DEVICES: &str = "ROCE_DEVICES";
 const NETDEVS: &str = "ROCE_NETDEVS";
@@ -20,6 +21,7 @@ const TRAFFIC_CLASS: &str = "ROCE_TRAFFIC_CLASS";
 const CPUS: &str = "ROCE_CPUS";
 const NUMA_NODES: &str = "ROCE_NUMA_NODES";
 const BOOTSTRAP_PORTS: &str = "ROCE_BOOTSTRAP_PORTS";
+const TRANSPORTS: &str = "ROCE_TRANSPORTS";
 
 /// Stands in a list for what is not known.
 const UNKNOWN: &str = "-";
@@ -95,6 +97,23 @@ pub(crate) fn bootstrap_ports(
     let not_ports =
         || wrong(BOOTSTRAP_PORTS, &value, "not the first and last of a range of ports, as 50000-50999");
     ports.map(Some).ok_or_else(not_ports)
+}
+
+/// Which transports messages may use; all where nobody says.
+pub(crate) fn transports(variable: impl Fn(&str) -> Option<String>) -> Result<Wanted> {
+    let Some(value) = variable(TRANSPORTS) else {
+        return Ok(Wanted { shared: true, verbs: true, tcp: true });
+    };
+    let mut wanted = Wanted { shared: false, verbs: false, tcp: false };
+    for name in value.split(',') {
+        match name {
+            "shared" => wanted.shared = true,
+            "verbs" => wanted.verbs = true,
+            "tcp" => wanted.tcp = true,
+            other => return Err(Error::Transports { value: cut(&value), name: cut(other) }),
+        }
+    }
+    Ok(wanted)
 }
 
 fn list<T>(
@@ -243,6 +262,19 @@ mod tests {
         #[test]
         fn no_environment_makes_it_panic(values in proptest::collection::vec(proptest::option::of("[a-z0-9:,.\\-]{0,20}"), 10)) {
             let _ = read(|name| PLUGIN.iter().position(|(known, _)| *known == name).and_then(|i| values[i].clone()));
+        }
+    }
+
+    #[test]
+    fn transports_are_a_list_and_an_unknown_one_is_an_error() {
+        let read = |value: Option<&str>| transports(|_| value.map(str::to_owned));
+        assert_eq!(read(None).unwrap(), Wanted { shared: true, verbs: true, tcp: true });
+        assert_eq!(read(Some("tcp")).unwrap(), Wanted { shared: false, verbs: false, tcp: true });
+        assert_eq!(read(Some("verbs,shared")).unwrap(), Wanted { shared: true, verbs: true, tcp: false });
+        for (value, name) in [("tpc", "tpc"), ("tcp,", ""), ("shared, tcp", " tcp"), ("", "")] {
+            let error = read(Some(value)).unwrap_err().to_string();
+            let expected = format!("ROCE_TRANSPORTS={value:?}: there is no transport {name:?}");
+            assert!(error.starts_with(&expected), "{error}");
         }
     }
 

@@ -22,6 +22,16 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
+    /// `ROCE_TRANSPORTS` has something that is no transport.
+    #[error(
+        "ROCE_TRANSPORTS={value:?}: there is no transport {name:?}; it is a list of shared, verbs and tcp, as in shared,verbs"
+    )]
+    Transports {
+        /// Its value, cut after 200 characters.
+        value: String,
+        /// What is none.
+        name: String,
+    },
     /// There is no NIC to use.
     #[error(
         "this node ({node}) has no RoCE port: {reason}; run on nodes that have one, or load its driver (soft-RoCE: `rdma link add \

@@ -74,9 +74,12 @@ impl Job {
         let mut exchange = Bootstrap::init(options)?;
         let identity = exchange.identity().clone();
         let refused = |why| Error::Messages { node: identity.node_name().to_owned(), why };
+        let variable = |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
         let opened = open_assigned(identity.node_name()).and_then(|(nics, mut card)| {
+            let wanted = environment::transports(variable)?;
             let ports = (options.ports != Options::default().ports).then_some(&options.ports);
-            let prepared = Prepared::new(&exchange, ports).map_err(refused)?;
+            let usable = nics.assignment.as_ref().map(|assignment| (&nics.endpoints[..], assignment.class()));
+            let prepared = Prepared::new(&exchange, wanted, ports, usable).map_err(refused)?;
             card.transports = prepared.cards();
             card.algorithms = variable(ALGORITHMS).unwrap_or_default();
             let overrides = Rc::new(Overrides::parse(&card.algorithms)?);
@@ -92,7 +95,7 @@ impl Job {
         if let Some(ticket) = cards[nodes.leader() as usize].collectives.clone() {
             nodes.set_ticket(ticket);
         }
-        let transports = prepared.meet(&exchange, cards.iter().map(|card| card.transports.clone()).collect());
+        let transports = prepared.meet(&exchange, &cards);
         let transports = transports.map_err(|error| refused(error.to_string()))?;
         let members = exchange.members().collect();
         let world = Rc::new(World::new(exchange, transports));
@@ -105,7 +108,8 @@ impl Job {
         Communicator::world(Rc::clone(&self.world), Rc::clone(&self.nodes))
     }
 
-    /// How messages go to each rank: `ranks 0-3: shared memory; ranks 4-7: TCP`. What collectives do,
+    /// How messages go to each rank: `ranks 0-3: shared memory; ranks 4-7: verbs (mlx5_0:1)`. Where it is TCP although there are NICs, it
+    /// says why. What collectives do,
     /// [`Communicator::algorithm`] says.
     ///
     /// ```
@@ -131,6 +135,28 @@ impl Job {
             format!("{many} {ranks}: {way}")
         };
         groups.into_iter().map(of_group).collect::<Vec<_>>().join("; ")
+    }
+
+    /// How many queue pairs messages have: one for each rank that messages went to over verbs, and none when the job starts.
+    #[must_use]
+    pub fn queue_pairs(&self) -> usize {
+        self.world.with_engine(|engine| engine.queue_pairs())
+    }
+
+    /// Connects to every rank that messages go to over verbs, so that no first message has to wait for that. Other ranks need not call
+    /// it.
+    ///
+    /// ```
+    /// # let job = roce_launcher::Job::init()?;
+    /// job.connect_all()?;
+    /// assert_eq!(job.queue_pairs(), 0); // alone
+    /// # Ok::<(), roce_launcher::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::PeerLost`](crate::Error::PeerLost) naming the first that can't be reached.
+    pub fn connect_all(&self) -> Result<()> {
+        self.world.connect_all()
     }
 
     /// How long an operation on messages may take before it is an error; without end by default. A rank that is gone is told
@@ -249,10 +275,10 @@ impl Job {
     /// As [`barrier`](Self::barrier), and of [`Window::close`](crate::Window::close) where one is left.
     pub fn finalize(mut self) -> Result<()> {
         // While this rank waits for the exchange it answers nobody who accesses its memory.
-        for (context, ranks) in self.world.with_engine(|engine| engine.windows().left()) {
-            let nodes = Nodes::apart(ranks.len());
-            self.world().of(ranks.to_vec(), context, nodes).barrier()?;
-            self.world.with_engine(|engine| engine.windows().close(context));
+        let left = self.world.windows.borrow().clone();
+        for (context, group) in left {
+            Communicator::of_group(Rc::clone(&self.world), group).barrier()?;
+            self.world.close_window(context);
         }
         self.barrier()
     }

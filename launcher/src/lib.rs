@@ -29,7 +29,9 @@
 //!
 //! # Messages
 //! They go over shared memory within a node; a long one is read by its receiver from its sender's memory where the system allows
-//! that (`process_vm_readv`), else it is sent in pieces. Between nodes they go over TCP, not yet over the NICs' queue pairs.
+//! that (`process_vm_readv`), else it is sent in pieces. Between nodes they go over the NICs where both ranks have ports on one
+//! rail, on queue pairs that the first message to a rank makes ([`Job::queue_pairs`]), with the assignment's traffic class; else over
+//! TCP. `ROCE_TRANSPORTS`, a list of `shared`, `verbs` and `tcp`, takes others away.
 //!
 //! Collectives choose an algorithm by the ranks, their nodes and the length: [`Communicator::algorithm`] says which, and
 //! `ROCE_ALGORITHMS` which instead.

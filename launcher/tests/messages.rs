@@ -11,7 +11,7 @@ use roce_launcher::{Any, Communicator, Error, Job, Sum, wait_all, wait_any};
 #[ignore = "the other tests start it"]
 fn rank() {
     let task = common::task();
-    let job = Job::init().unwrap();
+    let mut job = Job::init().unwrap();
     job.set_timeout(Some(Duration::from_secs(40)));
     let world = job.world();
     match task.as_str() {
@@ -19,6 +19,7 @@ fn rank() {
         "cases" => cases(&world),
         "groups" => groups(&world),
         "mistakes" => mistakes(&world),
+        "connections" => connections(&mut job),
         "death" => return death(&job),
         other => panic!("no task {other}"),
     }
@@ -45,7 +46,7 @@ fn filled(source: u32, number: usize, length: usize) -> Vec<u8> {
 
 /// Every rank with every other at once: long and short, in both directions.
 fn pairs(world: &Communicator) {
-    for length in [0, 1, 32, 33, 4096, 100_000, 3_000_000] {
+    for length in common::up_to_most([0, 1, 32, 33, 4096, 100_000, 3_000_000]) {
         let (rank, size) = (world.rank(), world.size());
         let mine = filled(rank, 0, length);
         let mut theirs = vec![vec![0_u8; length]; size as usize];
@@ -181,7 +182,37 @@ fn death(job: &Job) {
         _ => world.barrier(),
     };
     let error = waited.unwrap_err().to_string();
-    assert!(error.contains("rank 1 (127.0.0."), "{error}");
+    assert!(error.contains(&format!("rank 1 ({}", job.node_of(1))), "{error}");
+}
+
+/// Over verbs there is a queue pair for each rank that was spoken to, and none before; elsewhere there is none at all.
+fn connections(job: &mut Job) {
+    let world = job.world();
+    let (rank, size) = (world.rank(), world.size());
+    assert_eq!(job.queue_pairs(), 0, "after the start");
+    let ways = job.describe();
+    let by_verbs: Vec<u32> = ways
+        .split("; ")
+        .filter(|group| group.contains(": verbs ("))
+        .flat_map(|group| {
+            let list = group.split_once(": ").unwrap().0.split_once(' ').unwrap().1;
+            list.parse::<roce_launcher::CpuSet>().unwrap().iter().map(|rank| rank as u32).collect::<Vec<_>>()
+        })
+        .collect();
+    // On another node, if there are two with as many ranks.
+    let partner = size - 1 - rank;
+    job.barrier().unwrap();
+    let (mut theirs, mine) = ([0_u32], [rank]);
+    world.send_receive(partner, 0, &mine, partner, 0, &mut theirs).unwrap();
+    assert_eq!(theirs, [partner]);
+    assert_eq!(job.queue_pairs(), usize::from(by_verbs.contains(&partner)), "{ways}");
+    job.barrier().unwrap();
+    job.connect_all().unwrap();
+    assert_eq!(job.queue_pairs(), by_verbs.len(), "{ways}");
+    if let Ok(expected) = std::env::var("ROCE_TEST_QUEUE_PAIRS") {
+        assert_eq!(job.queue_pairs().to_string(), expected, "{ways}");
+    }
+    job.barrier().unwrap();
 }
 
 #[test]
@@ -208,6 +239,11 @@ fn groups_talk_apart() {
 fn mistakes_are_errors_with_names() {
     common::run(&[3], "mistakes");
     common::run(&[1, 2], "mistakes");
+}
+
+#[test]
+fn without_nics_there_are_no_queue_pairs() {
+    common::run(&[2, 1], "connections");
 }
 
 #[test]

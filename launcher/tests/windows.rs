@@ -127,21 +127,24 @@ fn cases(world: &Communicator) {
 
 /// More than any packet or queue has room for, from all to all at once.
 fn long(world: &Communicator) {
-    const LENGTH: usize = 500_000;
+    common::up_to_most([10_000, 500_000]).for_each(|length| long_of(world, length));
+}
+
+fn long_of(world: &Communicator, length: usize) {
     let (rank, size) = (world.rank(), world.size());
-    let window = world.window::<u32>(LENGTH * size as usize).unwrap();
+    let window = world.window::<u32>(length * size as usize).unwrap();
     let data = |from: u32, to: u32| -> Vec<u32> {
-        (0..LENGTH as u32).map(|place| place * 7 + from * 100 + to).collect()
+        (0..length as u32).map(|place| place * 7 + from * 100 + to).collect()
     };
     for peer in 0..size {
-        window.put(peer, LENGTH * rank as usize, &data(rank, peer)).unwrap();
+        window.put(peer, length * rank as usize, &data(rank, peer)).unwrap();
     }
     window.fence().unwrap();
     for from in 0..size {
-        let mut got = vec![0; LENGTH];
-        window.read(LENGTH * from as usize, &mut got).unwrap();
+        let mut got = vec![0; length];
+        window.read(length * from as usize, &mut got).unwrap();
         assert!(got == data(from, rank));
-        window.get((rank + 1) % size, LENGTH * from as usize, &mut got).unwrap();
+        window.get((rank + 1) % size, length * from as usize, &mut got).unwrap();
         assert!(got == data(from, (rank + 1) % size));
     }
     window.close().unwrap();

@@ -1,12 +1,13 @@
 //! What tests and guests run, and where it is.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use roce_lab::{
-    Interrupt,
+    Interrupt, Process,
     process::{run_logged, tied},
 };
+use serde_json::Value;
 use std::{
-    env,
+    env, fs,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -17,6 +18,11 @@ pub(crate) const PLUGIN: &str = "ROCE_PLUGIN";
 pub(crate) const PAIR_EXCHANGE: &str = "ROCE_PAIR_EXCHANGE";
 /// The same of the example who.
 pub(crate) const WHO: &str = "ROCE_WHO";
+/// The same of the example heat.
+pub(crate) const HEAT: &str = "ROCE_HEAT";
+/// The same of the launcher's tests that ranks in guests run too, and their names.
+const LAUNCHER_TESTS: [(&str, &str); 3] =
+    [("ROCE_MESSAGES", "messages"), ("ROCE_COLLECTIVES", "collectives"), ("ROCE_WINDOWS", "windows")];
 
 /// rocectl's path, for tests, as above.
 pub(crate) const ROCECTL: &str = "ROCE_ROCECTL";
@@ -67,18 +73,48 @@ pub(crate) fn build(log: &Path, interrupt: &Interrupt) -> Result<Artifacts> {
     })
 }
 
-/// Builds the examples that the environment does not name.
-pub(crate) fn build_examples(log: &Path, interrupt: &Interrupt) -> Result<[(&'static str, PathBuf); 2]> {
-    let (pair_exchange, who) = (given(PAIR_EXCHANGE)?, given(WHO)?);
-    if pair_exchange.is_none() || who.is_none() {
-        let mut command = cargo();
-        command.args(["build", "--release", "-p", "roce-examples", "--bin", "pair_exchange", "--bin", "who"]);
-        run_logged("cargo build --release of the examples", command, log, interrupt)?;
+/// Builds the programs for guests that the environment does not name: examples, and tests of the launcher.
+pub(crate) fn build_examples(log: &Path, interrupt: &Interrupt) -> Result<Vec<(&'static str, PathBuf)>> {
+    let mut programs = Vec::new();
+    for (variable, name) in [(PAIR_EXCHANGE, "pair_exchange"), (WHO, "who"), (HEAT, "heat")] {
+        let path = match given(variable)? {
+            Some(path) => path,
+            None => {
+                let mut command = cargo();
+                command.args(["build", "--release", "-p", "roce-examples", "--bin", name]);
+                run_logged("cargo build --release of the examples", command, log, interrupt)?;
+                built(name)?
+            }
+        };
+        programs.push((variable, path));
     }
-    Ok([
-        (PAIR_EXCHANGE, pair_exchange.map_or_else(|| built("pair_exchange"), Ok)?),
-        (WHO, who.map_or_else(|| built("who"), Ok)?),
-    ])
+    for (variable, name) in LAUNCHER_TESTS {
+        programs.push((variable, given(variable)?.map_or_else(|| build_test(name, log, interrupt), Ok)?));
+    }
+    Ok(programs)
+}
+
+/// Cargo gives tests names that change; this one is copied to one that does not.
+fn build_test(name: &str, log: &Path, interrupt: &Interrupt) -> Result<PathBuf> {
+    let list = target().join("launcher-test.json");
+    let mut command = cargo();
+    command.args(["test", "--no-run", "--release", "-p", "roce-launcher", "--test", name]);
+    command.arg("--message-format=json-render-diagnostics");
+    let create = |path: &Path| fs::File::create(path).with_context(|| path.display().to_string());
+    command.stdout(create(&list)?).stderr(create(log)?);
+    if !Process::spawn(command)?.wait(interrupt)?.success() {
+        bail!("cargo test --no-run of the launcher's {name} failed; see {}", log.display());
+    }
+    let text = fs::read_to_string(&list)?;
+    let executable = text.lines().find_map(|line| {
+        let message: Value = serde_json::from_str(line).ok()?;
+        let is_it = message["target"]["name"] == name && message["target"]["kind"][0] == "test";
+        message["executable"].as_str().filter(|_| is_it).map(PathBuf::from)
+    });
+    let executable = executable.with_context(|| format!("{} names no test program", list.display()))?;
+    let path = target().join("release").join(name);
+    fs::copy(&executable, &path).with_context(|| executable.display().to_string())?;
+    Ok(path)
 }
 
 /// Where cargo builds, as an absolute path.

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
+use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
 use crate::environment;
@@ -84,6 +85,27 @@ impl Secret {
             digits.extend(char::from_digit(u32::from(half), 16));
         }
         digits
+    }
+
+    /// What only who knows the secret can say about the parts: HMAC-SHA256 over them, each with its length.
+    ///
+    /// ```
+    /// # use roce_bootstrap::Secret;
+    /// let secret = Secret::random()?;
+    /// let tag = secret.tag(&[b"from rank 1", b"hello"]);
+    /// assert!(secret.is_tag(&[b"from rank 1", b"hello"], &tag));
+    /// assert!(!secret.is_tag(&[b"from rank 2", b"hello"], &tag));
+    /// # Ok::<(), roce_bootstrap::Error>(())
+    /// ```
+    #[must_use]
+    pub fn tag(&self, parts: &[&[u8]]) -> [u8; 32] {
+        authenticate(self.bytes(), parts)
+    }
+
+    /// Whether that is the parts' tag; how long it takes says nothing about the right one.
+    #[must_use]
+    pub fn is_tag(&self, parts: &[&[u8]], tag: &[u8]) -> bool {
+        bool::from(self.tag(parts).ct_eq(tag))
     }
 
     pub(crate) fn bytes(&self) -> &[u8; 32] {

@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -13,6 +14,7 @@ use crate::completion::{Completion, CompletionError, Operation, WorkId};
 use crate::context::{Context, sole_owner};
 use crate::error::{Error, Result};
 use crate::memory::Buffer;
+use crate::notice::Channel;
 
 /// Polls that burn the CPU before the first yield: a peer that answers at once is seen at once.
 const SPINS: u32 = 200;
@@ -31,6 +33,8 @@ pub struct CompletionQueue {
     raw: *mut ffi::ibv_cq,
     context: Arc<Context>,
     state: Mutex<State>,
+    /// Gone after the queue: it is destroyed when this is dropped.
+    channel: Option<Channel>,
 }
 
 // SAFETY: the pointer is only handed to libibverbs, which locks for itself; the rest is behind a Mutex.
@@ -65,18 +69,51 @@ impl CompletionQueue {
     /// # Errors
     /// [`Error::Length`], or [`Error::Call`], which for ENOMEM names the memlock limit.
     pub fn create(context: &Arc<Context>, entries: usize) -> Result<Arc<Self>> {
+        Self::make(context, entries, None)
+    }
+
+    /// The same with a descriptor that can be waited for: see [`arm`](Self::arm).
+    ///
+    /// # Errors
+    /// As [`create`](Self::create).
+    pub fn create_with_descriptor(context: &Arc<Context>, entries: usize) -> Result<Arc<Self>> {
+        let channel = Channel::create(context)?;
+        Self::make(context, entries, Some(channel))
+    }
+
+    fn make(context: &Arc<Context>, entries: usize, channel: Option<Channel>) -> Result<Arc<Self>> {
         let wrong = Error::Length { what: "a completion queue", length: entries, most: i32::MAX as usize };
         let (true, Ok(count)) = (entries > 0, i32::try_from(entries)) else { return Err(wrong) };
-        // SAFETY: the context is open and kept by `self.context`; no cookie, no channel, vector 0.
-        let raw = unsafe {
-            ffi::ibv_create_cq(context.raw(), count, std::ptr::null_mut(), std::ptr::null_mut(), 0)
-        };
+        let told = channel.as_ref().map_or(std::ptr::null_mut(), Channel::raw);
+        // SAFETY: the context is open and kept by `self.context`, the channel by `self.channel`; no cookie, vector 0.
+        let raw = unsafe { ffi::ibv_create_cq(context.raw(), count, std::ptr::null_mut(), told, 0) };
         if raw.is_null() {
             return Err(Error::last("ibv_create_cq", context.device()));
         }
         let slots = (0..entries).map(|_| Slot { generation: 0, work: None }).collect();
         let state = State { slots, free: (0..entries).rev().collect(), ready: VecDeque::new() };
-        Ok(Arc::new(Self { raw, context: Arc::clone(context), state: Mutex::new(state) }))
+        Ok(Arc::new(Self { raw, context: Arc::clone(context), state: Mutex::new(state), channel }))
+    }
+
+    /// Readable when something has finished since [`arm`](Self::arm); `None` for a queue made without.
+    #[must_use]
+    pub fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.channel.as_ref().map(Channel::descriptor)
+    }
+
+    /// Has the descriptor become readable with the next completion. What had finished before is not told: [`poll`](Self::poll)
+    /// after this call, until there is nothing, and wait then.
+    ///
+    /// # Errors
+    /// [`Error::Call`].
+    pub fn arm(&self) -> Result<()> {
+        if let Some(channel) = &self.channel {
+            channel.clear();
+            // SAFETY: the queue exists until `release`.
+            let code = unsafe { ffi::ibv_req_notify_cq(self.raw, 0) };
+            Error::check(code, "ibv_req_notify_cq", self.device())?;
+        }
+        Ok(())
     }
 
     pub(crate) fn raw(&self) -> *mut ffi::ibv_cq {

@@ -79,7 +79,80 @@ pub(crate) fn to_init(port: u8) -> Step {
     Step { attributes, mask, call: "ibv_modify_qp to INIT" }
 }
 
+/// RESET to INIT of an unreliable datagram pair: whoever knows `key` may send to it.
+pub(crate) fn datagram_to_init(port: u8, key: u32) -> Step {
+    let mut attributes = blank();
+    attributes.qp_state = ffi::ibv_qp_state::IBV_QPS_INIT;
+    attributes.pkey_index = PKEY_INDEX;
+    attributes.port_num = port;
+    attributes.qkey = key;
+    let mask = Mask::IBV_QP_STATE | Mask::IBV_QP_PKEY_INDEX | Mask::IBV_QP_PORT | Mask::IBV_QP_QKEY;
+    Step { attributes, mask, call: "ibv_modify_qp to INIT" }
+}
+
+/// INIT to RTR, and RTR to RTS, of an unreliable datagram pair.
+pub(crate) fn datagram_to_ready() -> [Step; 2] {
+    let mut receive = blank();
+    receive.qp_state = ffi::ibv_qp_state::IBV_QPS_RTR;
+    let mut send = blank();
+    send.qp_state = ffi::ibv_qp_state::IBV_QPS_RTS;
+    [
+        Step { attributes: receive, mask: Mask::IBV_QP_STATE, call: "ibv_modify_qp to RTR" },
+        Step {
+            attributes: send,
+            mask: Mask::IBV_QP_STATE | Mask::IBV_QP_SQ_PSN,
+            call: "ibv_modify_qp to RTS",
+        },
+    ]
+}
+
+/// Any state to ERR: what is outstanding is flushed.
+pub(crate) fn to_error() -> Step {
+    let mut attributes = blank();
+    attributes.qp_state = ffi::ibv_qp_state::IBV_QPS_ERR;
+    Step { attributes, mask: Mask::IBV_QP_STATE, call: "ibv_modify_qp to ERR" }
+}
+
+/// A way to a port of a peer, with the class of what goes there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Path {
+    /// This end's port, from 1.
+    pub port: u8,
+    /// The row of this end's GID now, from [`find_roce_v2`](crate::find_roce_v2).
+    pub local_gid_index: u8,
+    /// The peer's GID.
+    pub remote_gid: Gid,
+    /// The byte of the IP header: DSCP and ECN.
+    pub traffic_class: TrafficClass,
+    /// 0-7; on RoCE the 802.1p priority.
+    pub service_level: u8,
+}
+
+impl Path {
+    pub(crate) fn attributes(self) -> ffi::ibv_ah_attr {
+        let mut attributes = blank().ah_attr;
+        attributes.is_global = 1;
+        attributes.port_num = self.port;
+        attributes.sl = self.service_level;
+        attributes.grh.dgid.raw = self.remote_gid.0;
+        attributes.grh.sgid_index = self.local_gid_index;
+        attributes.grh.hop_limit = HOP_LIMIT;
+        attributes.grh.traffic_class = self.traffic_class.0;
+        attributes
+    }
+}
+
 impl Connection {
+    fn path(self) -> Path {
+        Path {
+            port: self.port,
+            local_gid_index: self.local_gid_index,
+            remote_gid: self.remote_gid,
+            traffic_class: self.traffic_class,
+            service_level: self.service_level,
+        }
+    }
+
     /// INIT to RTR: the peer, the path, and what this end answers.
     pub(crate) fn to_rtr(self) -> Step {
         let mut attributes = blank();
@@ -89,13 +162,7 @@ impl Connection {
         attributes.rq_psn = self.remote_psn;
         attributes.max_dest_rd_atomic = self.responder_depth;
         attributes.min_rnr_timer = MIN_RNR_TIMER;
-        attributes.ah_attr.is_global = 1;
-        attributes.ah_attr.port_num = self.port;
-        attributes.ah_attr.sl = self.service_level;
-        attributes.ah_attr.grh.dgid.raw = self.remote_gid.0;
-        attributes.ah_attr.grh.sgid_index = self.local_gid_index;
-        attributes.ah_attr.grh.hop_limit = HOP_LIMIT;
-        attributes.ah_attr.grh.traffic_class = self.traffic_class.0;
+        attributes.ah_attr = self.path().attributes();
         let mask = Mask::IBV_QP_STATE
             | Mask::IBV_QP_AV
             | Mask::IBV_QP_PATH_MTU

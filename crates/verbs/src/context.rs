@@ -34,6 +34,8 @@ pub struct Limits {
     pub max_cq_entries: u32,
     /// Work requests of one queue.
     pub max_work_requests: u32,
+    /// Receives of one shared receive queue; 0 where there is none.
+    pub max_shared_receives: u32,
 }
 
 /// A port now (`ibv_query_port(3)`).
@@ -95,6 +97,7 @@ impl Context {
             max_responder_depth: depth(attr.max_qp_rd_atom),
             max_cq_entries: attr.max_cqe.max(0).unsigned_abs(),
             max_work_requests: attr.max_qp_wr.max(0).unsigned_abs(),
+            max_shared_receives: attr.max_srq_wr.max(0).unsigned_abs(),
         })
     }
 

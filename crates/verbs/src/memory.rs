@@ -17,7 +17,7 @@ const MAX_LENGTH: usize = u32::MAX as usize;
 
 /// Zeroed pages of their own, registered (`ibv_reg_mr(3)`).
 #[derive(Debug)]
-struct Region {
+pub(crate) struct Region {
     start: NonNull<u8>,
     layout: Layout,
     length: usize,
@@ -31,7 +31,7 @@ unsafe impl Send for Region {}
 unsafe impl Sync for Region {}
 
 impl Region {
-    fn register(
+    pub(crate) fn register(
         domain: &Arc<ProtectionDomain>,
         length: usize,
         access: ffi::ibv_access_flags,
@@ -66,7 +66,13 @@ impl Region {
         Ok(Self { start, layout, length, registration, domain: Arc::clone(domain) })
     }
 
-    fn keys(&self) -> (u32, u32) {
+    /// The first of its bytes.
+    pub(crate) fn start(&self) -> NonNull<u8> {
+        self.start
+    }
+
+    /// The local and the remote key.
+    pub(crate) fn keys(&self) -> (u32, u32) {
         // SAFETY: a registration is a valid ibv_mr until ibv_dereg_mr, which only `release` calls; its keys
         // do not change.
         unsafe { ((*self.registration).lkey, (*self.registration).rkey) }

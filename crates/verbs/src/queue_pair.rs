@@ -4,15 +4,15 @@
 use std::sync::Arc;
 
 use rdma_mummy_sys as ffi;
-use rdma_mummy_sys::ibv_qp_attr_mask as Mask;
 
 use crate::completion::{Operation, WorkId};
 use crate::completion_queue::CompletionQueue;
-use crate::connection::{self, Connection, Step};
+use crate::connection::{self, Connection};
 use crate::context::ProtectionDomain;
 use crate::error::{Error, Result};
 use crate::memory::{Buffer, RemoteWindow};
-use crate::readback::{self, Readback};
+use crate::pair::{self, Pair};
+use crate::readback::Readback;
 
 /// How many operations may be outstanding on each queue of a pair.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -55,17 +55,9 @@ impl From<Rejected> for Error {
 /// Dropping it gives up what is outstanding: those buffers are freed, and no completion tells of them.
 #[derive(Debug)]
 pub struct QueuePair {
-    raw: *mut ffi::ibv_qp,
-    number: u32,
+    pair: Pair,
     completions: Arc<CompletionQueue>,
-    domain: Arc<ProtectionDomain>,
 }
-
-// SAFETY: libibverbs' functions on a queue pair may be called from any thread, several at once (posting
-// locks the queue).
-unsafe impl Send for QueuePair {}
-// SAFETY: as above.
-unsafe impl Sync for QueuePair {}
 
 impl QueuePair {
     /// Makes one, in state RESET.
@@ -77,8 +69,7 @@ impl QueuePair {
         completions: &Arc<CompletionQueue>,
         depth: Depth,
     ) -> Result<Self> {
-        // SAFETY: ibv_qp_init_attr is pointers, for which null is a value, and integers.
-        let mut attributes: ffi::ibv_qp_init_attr = unsafe { std::mem::zeroed() };
+        let mut attributes = pair::blank();
         attributes.qp_type = ffi::ibv_qp_type::IBV_QPT_RC;
         attributes.send_cq = completions.raw();
         attributes.recv_cq = completions.raw();
@@ -88,26 +79,21 @@ impl QueuePair {
         attributes.cap.max_recv_sge = 1;
         // Every operation completes, because its buffer comes back with the completion.
         attributes.sq_sig_all = 1;
-        // SAFETY: domain and completion queue exist and are kept by `self`; `attributes` lives during the call.
-        let raw = unsafe { ffi::ibv_create_qp(domain.raw(), &raw mut attributes) };
-        if raw.is_null() {
-            return Err(Error::last("ibv_create_qp", domain.device()));
-        }
-        // SAFETY: `raw` is a valid queue pair, whose number does not change.
-        let number = unsafe { (*raw).qp_num };
-        Ok(Self { raw, number, completions: Arc::clone(completions), domain: Arc::clone(domain) })
+        // The completion queue is kept by `self`.
+        let pair = Pair::create(domain, attributes)?;
+        Ok(Self { pair, completions: Arc::clone(completions) })
     }
 
     /// Its number, which the peer needs (24 bits).
     #[must_use]
     pub fn number(&self) -> u32 {
-        self.number
+        self.pair.number()
     }
 
     /// The protection domain that its memory must belong to.
     #[must_use]
     pub fn domain(&self) -> &Arc<ProtectionDomain> {
-        &self.domain
+        self.pair.domain()
     }
 
     /// Where its operations report.
@@ -121,7 +107,7 @@ impl QueuePair {
     /// # Errors
     /// [`Error::Call`].
     pub fn initialize(&self, port: u8) -> Result<()> {
-        self.modify(connection::to_init(port))
+        self.pair.modify(connection::to_init(port))
     }
 
     /// INIT to RTR to RTS, then reads back what the kernel made of it. The peer may send as soon as this end
@@ -130,39 +116,7 @@ impl QueuePair {
     /// # Errors
     /// [`Error::Call`], with a hint for a peer that this port cannot reach; [`Error::NotAsAsked`].
     pub fn connect(&self, connection: &Connection) -> Result<Readback> {
-        self.modify(connection.to_rtr())?;
-        self.modify(connection.to_rts())?;
-        readback::check(connection, &self.query()?, self.domain.device(), self.number)
-    }
-
-    fn modify(&self, mut step: Step) -> Result<()> {
-        // SAFETY: the queue pair exists until `release`; the attributes live during the call.
-        let code = unsafe { ffi::ibv_modify_qp(self.raw, &raw mut step.attributes, bits(step.mask)) };
-        Error::check(code, step.call, &self.named())
-    }
-
-    fn query(&self) -> Result<ffi::ibv_qp_attr> {
-        let all = Mask::IBV_QP_STATE
-            | Mask::IBV_QP_AV
-            | Mask::IBV_QP_PATH_MTU
-            | Mask::IBV_QP_DEST_QPN
-            | Mask::IBV_QP_TIMEOUT
-            | Mask::IBV_QP_RETRY_CNT
-            | Mask::IBV_QP_RNR_RETRY
-            | Mask::IBV_QP_MIN_RNR_TIMER
-            | Mask::IBV_QP_MAX_QP_RD_ATOMIC
-            | Mask::IBV_QP_MAX_DEST_RD_ATOMIC;
-        let mut attributes = connection::blank();
-        // SAFETY: as in `create`.
-        let mut initial: ffi::ibv_qp_init_attr = unsafe { std::mem::zeroed() };
-        // SAFETY: the queue pair exists until `release`; both structs live during the call.
-        let code = unsafe { ffi::ibv_query_qp(self.raw, &raw mut attributes, bits(all), &raw mut initial) };
-        Error::check(code, "ibv_query_qp", &self.named())?;
-        Ok(attributes)
-    }
-
-    fn named(&self) -> String {
-        format!("{} (queue pair {})", self.domain.device(), self.number)
+        self.pair.connect(connection)
     }
 
     /// Posts a receive: one incoming send lands in the buffer, which must be long enough for it.
@@ -178,7 +132,7 @@ impl QueuePair {
             // SAFETY: the queue pair exists until `release`. Request and element live during the call, which
             // copies them; the memory that the element names is held by the completion queue until the
             // operation completes or the queue pair is destroyed.
-            unsafe { ffi::ibv_post_recv(self.raw, &raw mut request, &raw mut bad) }
+            unsafe { ffi::ibv_post_recv(self.pair.raw(), &raw mut request, &raw mut bad) }
         })
     }
 
@@ -248,7 +202,7 @@ impl QueuePair {
             }
             let mut bad = std::ptr::null_mut();
             // SAFETY: as in `post_receive`.
-            unsafe { ffi::ibv_post_send(self.raw, &raw mut request, &raw mut bad) }
+            unsafe { ffi::ibv_post_send(self.pair.raw(), &raw mut request, &raw mut bad) }
         })
     }
 
@@ -259,10 +213,11 @@ impl QueuePair {
         operation: Operation,
         call: impl FnOnce(*mut ffi::ibv_sge, WorkId) -> i32,
     ) -> Result<WorkId, Rejected> {
-        let element = if Arc::ptr_eq(buffer.domain(), &self.domain) {
+        let element = if Arc::ptr_eq(buffer.domain(), self.domain()) {
             buffer.element(length)
         } else {
-            let (buffer, queue_pair) = (buffer.domain().device().to_owned(), self.domain.device().to_owned());
+            let (buffer, queue_pair) =
+                (buffer.domain().device().to_owned(), self.domain().device().to_owned());
             Err(Error::OtherDomain { buffer, queue_pair })
         };
         let mut element = match element {
@@ -271,8 +226,8 @@ impl QueuePair {
         };
         let name = if operation == Operation::Receive { "ibv_post_recv" } else { "ibv_post_send" };
         self.completions
-            .submit(buffer, length, operation, self.number, |id| {
-                Error::check(call(&raw mut element, id), name, &self.named())
+            .submit(buffer, length, operation, self.number(), |id| {
+                Error::check(call(&raw mut element, id), name, &self.pair.named())
             })
             .map_err(|(buffer, error)| Rejected { operation, error, buffer })
     }
@@ -286,18 +241,15 @@ impl QueuePair {
     }
 
     fn release(&mut self) -> Result<()> {
-        let raw = std::mem::replace(&mut self.raw, std::ptr::null_mut());
-        if raw.is_null() {
+        if self.pair.raw().is_null() {
             return Ok(());
         }
-        // SAFETY: made by ibv_create_qp and destroyed once: `raw` is null from here on.
-        let code = unsafe { ffi::ibv_destroy_qp(raw) };
-        if let Err(error) = Error::check(code, "ibv_destroy_qp", &self.named()) {
-            self.completions.leak(self.number);
+        if let Err(error) = self.pair.destroy() {
+            self.completions.leak(self.number());
             return Err(error);
         }
         // The device has let go of the buffers of what was outstanding.
-        self.completions.forget(self.number)
+        self.completions.forget(self.number())
     }
 }
 
@@ -306,9 +258,4 @@ impl Drop for QueuePair {
         // Dropping cannot report: `close` is for callers who want to know.
         let _ = self.release();
     }
-}
-
-/// The mask as libibverbs takes it. Every bit in use is below 2^26.
-fn bits(mask: Mask) -> i32 {
-    i32::try_from(mask.0).unwrap_or_default()
 }

@@ -58,6 +58,7 @@ fn run() -> Result<bool, Error> {
             world.size(),
             error[0]
         );
+        println!("from rank 0 to {}", job.describe());
     }
     job.finalize()?;
     Ok(is_right)

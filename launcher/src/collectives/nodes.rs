@@ -74,13 +74,6 @@ impl Nodes {
         }
     }
 
-    /// So many ranks that share no memory, wherever they are.
-    pub(crate) fn apart(ranks: usize) -> Self {
-        let mut nodes = Self::new(std::iter::once(""), 0, Rc::default());
-        nodes.layout = Layout { ranks: ranks as u32, nodes: ranks as u32, on_one_node: 1 };
-        nodes
-    }
-
     pub(crate) fn overrides(&self) -> Rc<Overrides> {
         Rc::clone(&self.overrides)
     }

@@ -39,6 +39,16 @@ pub struct Communicator {
     pub(crate) nodes: Rc<Nodes>,
 }
 
+/// A communicator without its world.
+#[derive(Clone, Debug)]
+pub(crate) struct Group {
+    ranks: Rc<[u32]>,
+    rank: u32,
+    context: Context,
+    rounds: Rounds,
+    nodes: Rc<Nodes>,
+}
+
 impl Communicator {
     pub(crate) fn world(world: Rc<World>, nodes: Rc<Nodes>) -> Self {
         let (ranks, rank, rounds) =
@@ -53,6 +63,17 @@ impl Communicator {
         let world = Rc::clone(&self.world);
         let rounds = world.with_engine(|engine| engine.rounds(context + 1));
         Self { world, ranks: ranks.into(), rank, context, rounds, nodes: Rc::new(nodes) }
+    }
+
+    /// What this is apart from the world, which it would keep alive.
+    pub(crate) fn group(&self) -> Group {
+        let Self { ranks, rank, context, rounds, nodes, .. } = self.clone();
+        Group { ranks, rank, context, rounds, nodes }
+    }
+
+    pub(crate) fn of_group(world: Rc<World>, group: Group) -> Self {
+        let Group { ranks, rank, context, rounds, nodes } = group;
+        Self { world, ranks, rank, context, rounds, nodes }
     }
 
     pub(crate) fn job_ranks(&self) -> Rc<[u32]> {

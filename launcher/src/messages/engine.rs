@@ -12,7 +12,7 @@ use slab::Slab;
 use crate::messages::lent::{Lent, LentMut};
 use crate::messages::matching::{Context, Label, Matching, Wanted};
 use crate::messages::watch::{self, Rounds};
-use crate::transport::{Broken, Header, Kind, Transport, Transports};
+use crate::transport::{Broken, Fetched, Header, Kind, Place, Transport, Transports};
 use crate::windows::remote::{Taken, Windows};
 
 /// A send or receive that was started.
@@ -48,6 +48,8 @@ enum What {
     Send {
         peer: u32,
         memory: Lent,
+        /// May the peer read it where it is?
+        offered: bool,
     },
     Receive {
         context: Context,
@@ -72,7 +74,7 @@ struct Progress {
 #[derive(Debug)]
 enum Waiting {
     Whole(Vec<u8>),
-    Offered { length: usize, operation: Operation, address: u64 },
+    Offered { length: usize, operation: Operation, place: Place },
 }
 
 /// What is to be sent to a peer, in this order.
@@ -92,7 +94,14 @@ struct Fetch {
     operation: Operation,
     message: Received,
     theirs: Operation,
-    address: u64,
+    place: Place,
+}
+
+/// A message that the transport is reading for a receive.
+#[derive(Clone, Copy, Debug)]
+struct Reading {
+    message: Received,
+    theirs: Operation,
 }
 
 #[derive(Debug)]
@@ -106,6 +115,22 @@ impl Engine<Transports> {
     pub(crate) fn describe(&self, ranks: u32) -> Vec<String> {
         (0..ranks).map(|rank| self.transport.describe(rank).to_owned()).collect()
     }
+
+    /// How many connections of NICs there are.
+    pub(crate) fn queue_pairs(&self) -> usize {
+        self.transport.queue_pairs()
+    }
+
+    /// Begins to connect to a peer. Whether messages can go there now.
+    pub(crate) fn open(&mut self, peer: u32) -> Result<bool, Failure> {
+        if let Some(failure) = self.broken(peer) {
+            return Err(failure);
+        }
+        self.transport.open(peer).map_err(|broken| {
+            self.lose(&broken);
+            Failure::Broken(broken)
+        })
+    }
 }
 
 /// All but the transport, so that it can listen to it.
@@ -117,13 +142,19 @@ struct Core {
     /// For peers whose transport has no room.
     outgoing: BTreeMap<u32, VecDeque<Outgoing>>,
     fetches: Vec<Fetch>,
+    /// Receives whose message the transport is reading. Their memory is its until that is over.
+    reading: BTreeMap<Operation, Reading>,
+    /// Offers of operations that are over.
+    withdrawn: Vec<Operation>,
+    /// Peers that sent what makes no sense.
+    senseless: Vec<Broken>,
     /// Peers that can't be reached any more.
     broken: BTreeMap<u32, Broken>,
+    windows: Windows,
     /// The round that is on in contexts of collectives.
     rounds: HashMap<Context, Rounds>,
     /// Offers and notices that wait in such contexts: somebody has to see to them.
     left_over: usize,
-    windows: Windows,
 }
 
 impl<T: Transport> Engine<T> {
@@ -134,10 +165,13 @@ impl<T: Transport> Engine<T> {
             operations: Slab::new(),
             outgoing: BTreeMap::new(),
             fetches: Vec::new(),
+            reading: BTreeMap::new(),
+            withdrawn: Vec::new(),
+            senseless: Vec::new(),
             broken: BTreeMap::new(),
+            windows: Windows::default(),
             rounds: HashMap::new(),
             left_over: 0,
-            windows: Windows::default(),
         };
         Self { transport, core }
     }
@@ -162,9 +196,10 @@ impl<T: Transport> Engine<T> {
             return Ok(None);
         }
         if bytes.len() > self.transport.most(peer) {
-            let operation = core.add(What::Send { peer, memory });
+            let operation = core.add(What::Send { peer, memory, offered: true });
             let header = Header { kind: Kind::Offer as u32, operation, ..header };
-            core.queue(peer, Outgoing::Packet(header, memory.address().to_ne_bytes().to_vec()));
+            let place = self.transport.offer(peer, operation, &memory);
+            core.queue(peer, Outgoing::Packet(header, bytemuck::bytes_of(&place).to_vec()));
             self.send_outgoing();
             return Ok(Some(operation));
         }
@@ -173,12 +208,12 @@ impl<T: Transport> Engine<T> {
                 Ok(true) => return Ok(None),
                 Ok(false) => {}
                 Err(broken) => {
-                    core.lose(&broken);
+                    self.lose(&broken);
                     return Err(Failure::Broken(broken));
                 }
             }
         }
-        let operation = core.add(What::Send { peer, memory });
+        let operation = core.add(What::Send { peer, memory, offered: false });
         core.queue(peer, Outgoing::Message(header, operation));
         Ok(Some(operation))
     }
@@ -227,7 +262,7 @@ impl<T: Transport> Engine<T> {
     /// Is it a send that is not over, and that the peer may fetch?
     pub(crate) fn is_offered(&self, operation: Operation) -> bool {
         let state = self.core.operations.get(operation as usize).filter(|state| state.outcome.is_none());
-        matches!(state, Some(State { what: What::Send { peer, memory }, .. })
+        matches!(state, Some(State { what: What::Send { peer, memory, .. }, .. })
             if memory.bytes().len() > self.transport.most(*peer))
     }
 
@@ -251,7 +286,7 @@ impl<T: Transport> Engine<T> {
             return Err(broken);
         }
         self.transport.try_send(peer, header, payload).map_err(|broken| {
-            self.core.lose(&broken);
+            self.lose(&broken);
             Failure::Broken(broken)
         })
     }
@@ -268,7 +303,7 @@ impl<T: Transport> Engine<T> {
                         break;
                     }
                 }
-                Err(broken) => self.core.lose(&broken),
+                Err(broken) => self.lose(&broken),
             }
         }
         told
@@ -276,7 +311,32 @@ impl<T: Transport> Engine<T> {
 
     /// Forgets an operation: its memory is not touched any more by this rank. The message is lost.
     pub(crate) fn cancel(&mut self, operation: Operation) {
+        if let Some(reading) = self.core.reading.remove(&operation) {
+            self.transport.abandon(operation);
+            // Its sender need not wait.
+            self.core.tell_fetched(&reading);
+            if let Some(State { what: What::Receive { got, .. }, .. }) =
+                self.core.operations.get_mut(operation as usize)
+            {
+                *got = None;
+            }
+        }
         self.core.cancel(operation);
+        self.withdraw();
+    }
+
+    /// Nothing will come from a peer any more, or go there.
+    fn lose(&mut self, broken: &Broken) {
+        self.transport.forget(broken.peer, &broken.why);
+        self.core.lose(broken);
+        self.withdraw();
+    }
+
+    /// Ends offers that nobody needs any more.
+    fn withdraw(&mut self) {
+        for operation in std::mem::take(&mut self.core.withdrawn) {
+            self.transport.withdraw(operation);
+        }
     }
 
     /// Messages of this context belong to rounds, which are counted from 1; those of rounds that are over belong to nobody. They are
@@ -333,47 +393,68 @@ impl<T: Transport> Engine<T> {
         let came = match self.transport.poll(&mut |peer, header, payload| core.take(peer, header, payload)) {
             Ok(came) => came,
             Err(broken) => {
-                core.lose(&broken);
+                self.lose(&broken);
                 true
             }
         };
+        for broken in std::mem::take(&mut self.core.senseless) {
+            self.lose(&broken);
+        }
+        let fetched = self.take_fetched();
         self.fetch();
         let told = self.tell_done();
         let sent = self.send_outgoing();
-        came || told || sent
+        self.withdraw();
+        came || told || sent || fetched
+    }
+
+    /// Receives whose message the transport has read since it was started. Whether there was any.
+    fn take_fetched(&mut self) -> bool {
+        let mut any = false;
+        while !self.core.reading.is_empty()
+            && let Some(operation) = self.transport.take_fetched()
+        {
+            if let Some(reading) = self.core.reading.remove(&operation) {
+                self.core.finish(operation, Ok(Some(reading.message)));
+                self.core.tell_fetched(&reading);
+                any = true;
+            }
+        }
+        any
     }
 
     /// Fetches what receives take of offered messages.
     fn fetch(&mut self) {
         for fetch in std::mem::take(&mut self.core.fetches) {
-            let Fetch { operation, message, theirs, address } = fetch;
+            let Fetch { operation, message, theirs, place } = fetch;
             let source = message.label.source;
             let Some(State { what: What::Receive { memory, got, .. }, outcome: None }) =
                 self.core.operations.get_mut(operation as usize)
             else {
                 continue;
             };
-            let header =
-                Header { kind: Kind::Fetched as u32, context: 0, tag: 0, operation: theirs, length: 0 };
-            let fetched = match memory.bytes().get_mut(..message.length) {
-                None => {
-                    self.core.finish(operation, Err(Failure::TooLong(message)));
-                    self.core.queue(source, Outgoing::Packet(header, Vec::new()));
-                    continue;
-                }
-                Some(room) => self.transport.fetch(source, address, room),
-            };
-            match fetched {
-                Ok(true) => {
+            let reading = Reading { message, theirs };
+            if memory.bytes().len() < message.length {
+                self.core.finish(operation, Err(Failure::TooLong(message)));
+                self.core.tell_fetched(&reading);
+                continue;
+            }
+            match self.transport.fetch(source, place, memory, message.length, operation) {
+                Ok(Fetched::Done) => {
                     self.core.finish(operation, Ok(Some(message)));
-                    self.core.queue(source, Outgoing::Packet(header, Vec::new()));
+                    self.core.tell_fetched(&reading);
                 }
-                Ok(false) => {
+                Ok(Fetched::Started) => {
                     *got = Some(Progress { message, come: 0 });
-                    let header = Header { kind: Kind::Accept as u32, length: u64::from(operation), ..header };
+                    self.core.reading.insert(operation, reading);
+                }
+                Ok(Fetched::Impossible) => {
+                    *got = Some(Progress { message, come: 0 });
+                    let (kind, length) = (Kind::Accept as u32, u64::from(operation));
+                    let header = Header { kind, context: 0, tag: 0, operation: theirs, length };
                     self.core.queue(source, Outgoing::Packet(header, Vec::new()));
                 }
-                Err(broken) => self.core.lose(&broken),
+                Err(broken) => self.lose(&broken),
             }
         }
     }
@@ -391,7 +472,7 @@ impl<T: Transport> Engine<T> {
                     Ok(true) => sent = true,
                     Ok(false) => break,
                     Err(broken) => {
-                        self.core.lose(&broken);
+                        self.lose(&broken);
                         break;
                     }
                 }
@@ -410,11 +491,21 @@ impl Core {
 
     fn finish(&mut self, operation: Operation, outcome: Outcome) {
         let Some(state) = self.operations.get_mut(operation as usize) else { return };
+        if matches!(state.what, What::Send { offered: true, .. }) {
+            self.withdrawn.push(operation);
+        }
         if matches!(state.what, What::Discard { .. }) {
             self.operations.remove(operation as usize);
         } else {
             state.outcome = Some(outcome);
         }
+    }
+
+    /// The sender of a message need not keep it any more.
+    fn tell_fetched(&mut self, reading: &Reading) {
+        let (kind, operation) = (Kind::Fetched as u32, reading.theirs);
+        let header = Header { kind, context: 0, tag: 0, operation, length: 0 };
+        self.queue(reading.message.label.source, Outgoing::Packet(header, Vec::new()));
     }
 
     fn queue(&mut self, peer: u32, outgoing: Outgoing) {
@@ -428,12 +519,12 @@ impl Core {
         if let Some((_, label, message)) = self.matching.receive(context, wanted, operation) {
             match message {
                 Waiting::Whole(bytes) => self.take_whole(operation, label, &bytes),
-                Waiting::Offered { length, operation: theirs, address } => {
+                Waiting::Offered { length, operation: theirs, place } => {
                     let message = Received { label, length };
                     if watch::has_rounds(context) {
                         self.left_over -= 1;
                     }
-                    self.fetches.push(Fetch { operation, message, theirs, address });
+                    self.fetches.push(Fetch { operation, message, theirs, place });
                 }
             }
         } else if let Some(broken) = wanted.source.and_then(|source| self.broken.get(&source)) {
@@ -456,7 +547,10 @@ impl Core {
                 self.matching.cancel(*context, |other| *other == operation);
                 self.fetches.retain(|fetch| fetch.operation != operation);
             }
-            What::Send { peer, .. } => {
+            What::Send { peer, offered, .. } => {
+                if *offered {
+                    self.withdrawn.push(operation);
+                }
                 if let Some(queue) = self.outgoing.get_mut(peer) {
                     queue.retain(|outgoing| match outgoing {
                         Outgoing::Message(_, other) | Outgoing::Pieces { operation: other, .. } => {
@@ -475,6 +569,7 @@ impl Core {
     fn lose(&mut self, broken: &Broken) {
         self.broken.entry(broken.peer).or_insert_with(|| broken.clone());
         self.outgoing.remove(&broken.peer);
+        self.reading.retain(|_, reading| reading.message.label.source != broken.peer);
         self.windows.lose(broken.peer);
         self.fetches.retain(|fetch| fetch.message.label.source != broken.peer);
         let concerns = |state: &State| match &state.what {
@@ -509,8 +604,8 @@ impl Core {
                 payload.len() == length
             }
             Some(Kind::Offer) => match payload.try_into() {
-                Ok(address) => {
-                    self.take_offer(header, Received { label, length }, u64::from_ne_bytes(address));
+                Ok::<[u8; size_of::<Place>()], _>(place) => {
+                    self.take_offer(header, Received { label, length }, bytemuck::cast(place));
                     true
                 }
                 Err(_) => false,
@@ -541,7 +636,7 @@ impl Core {
             None => false,
         };
         if !ok {
-            self.lose(&nonsense(peer));
+            self.senseless.push(nonsense(peer));
         }
     }
 
@@ -607,10 +702,10 @@ impl Core {
         self.finish(operation, outcome);
     }
 
-    fn take_offer(&mut self, header: &Header, message: Received, address: u64) {
+    fn take_offer(&mut self, header: &Header, message: Received, place: Place) {
         let theirs = header.operation;
         match self.matching.arrive(header.context, message.label) {
-            Some(operation) => self.fetches.push(Fetch { operation, message, theirs, address }),
+            Some(operation) => self.fetches.push(Fetch { operation, message, theirs, place }),
             None if self.is_past(header.context, message.label.tag) => {
                 self.refuse(message.label.source, theirs);
             }
@@ -618,7 +713,7 @@ impl Core {
                 if watch::has_rounds(header.context) {
                     self.left_over += 1;
                 }
-                let waiting = Waiting::Offered { length: message.length, operation: theirs, address };
+                let waiting = Waiting::Offered { length: message.length, operation: theirs, place };
                 self.matching.keep(header.context, message.label, waiting);
             }
         }
@@ -626,6 +721,9 @@ impl Core {
 
     /// Whether it was a piece that is awaited.
     fn take_piece(&mut self, peer: u32, operation: Operation, at: usize, piece: &[u8]) -> bool {
+        if self.reading.contains_key(&operation) {
+            return false;
+        }
         let Some(state) = self.operations.get_mut(operation as usize) else { return false };
         let (progress, memory) = match &mut state.what {
             What::Receive { got: Some(progress), memory, .. } => (progress, Some(memory)),

@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -9,6 +10,7 @@ use std::time::{Duration, Instant};
 use roce_bootstrap::{Bootstrap, Event};
 
 use crate::error::{Error, Result};
+use crate::messages::communicator::Group;
 use crate::messages::engine::{Engine, Failure, Operation, Outcome, Received};
 use crate::messages::lent::{Lent, LentMut};
 use crate::messages::matching::{Context, Wanted};
@@ -42,12 +44,14 @@ pub(crate) struct World {
     left: RefCell<Vec<(Operation, Box<dyn Any>)>>,
     /// No communicator that this rank knows has this context or a higher one.
     next_context: Cell<Context>,
+    /// Whose windows are open: also those that programs have dropped without closing them.
+    pub(crate) windows: RefCell<BTreeMap<Context, Group>>,
+    /// How much was done without waiting for anybody.
+    ticks: Cell<u64>,
     /// The collective that this rank is in.
     pub(crate) watch: RefCell<Option<Watch>>,
     /// The rank that is waited for, if it is one.
     pub(crate) awaited: Cell<Option<u32>>,
-    /// How much was done without waiting for anybody.
-    ticks: Cell<u64>,
 }
 
 impl World {
@@ -64,9 +68,10 @@ impl World {
             over: RefCell::new(None),
             left: RefCell::default(),
             next_context: Cell::new(2),
+            windows: RefCell::default(),
+            ticks: Cell::new(0),
             watch: RefCell::new(None),
             awaited: Cell::new(None),
-            ticks: Cell::new(0),
         }
     }
 
@@ -99,6 +104,12 @@ impl World {
     /// Takes it out: nothing can be waited for any more.
     pub(crate) fn take_exchange(&self) -> Option<Bootstrap> {
         self.exchange.borrow_mut().take()
+    }
+
+    /// Nobody accesses this rank's memory of a window any more.
+    pub(crate) fn close_window(&self, context: Context) {
+        self.windows.borrow_mut().remove(&context);
+        self.with_engine(|engine| engine.windows().close(context));
     }
 
     pub(crate) fn with_engine<T>(&self, act: impl FnOnce(&mut Engine<Transports>) -> T) -> T {
@@ -257,6 +268,23 @@ impl World {
                 idle = LOOKS - LOOKS / 20;
             }
         }
+    }
+
+    /// Connects to every rank that connections are made to.
+    pub(crate) fn connect_all(&self) -> Result<()> {
+        self.check_over()?;
+        let ranks = 0..self.size();
+        let opened = self.wait_until(&"connecting to all ranks", |engine| {
+            let mut all = true;
+            for peer in ranks.clone() {
+                match engine.open(peer) {
+                    Ok(is_open) => all &= is_open,
+                    Err(failure) => return Some(Err(failure)),
+                }
+            }
+            all.then_some(Ok(()))
+        })?;
+        opened.map_err(|failure| self.error(&failure, 0))
     }
 
     /// The news from the exchange.

@@ -59,6 +59,42 @@ pub(crate) struct Header {
     pub(crate) length: u64,
 }
 
+/// Where an offered message is, for its receiver.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub(crate) struct Place {
+    /// In the sender's process.
+    pub(crate) address: u64,
+    key: u32,
+    /// How it may be read: 0 not at all, 1 by who may read the process's memory, 2 with the key.
+    how: u32,
+}
+
+impl Place {
+    /// For who may read the process's memory.
+    pub(crate) fn plain(address: u64) -> Self {
+        Self { address, key: 0, how: 1 }
+    }
+
+    /// For who has a key.
+    pub(crate) fn keyed(address: u64, key: u32) -> Self {
+        Self { address, key, how: 2 }
+    }
+
+    /// For nobody: the message comes in pieces.
+    pub(crate) fn unreadable() -> Self {
+        Self { address: 0, key: 0, how: 0 }
+    }
+
+    pub(crate) fn is_plain(self) -> bool {
+        self.how == 1
+    }
+
+    pub(crate) fn key(self) -> Option<u32> {
+        (self.how == 2).then_some(self.key)
+    }
+}
+
 impl Header {
     pub(crate) fn kind(&self) -> Option<Kind> {
         KINDS.into_iter().find(|kind| *kind as u32 == self.kind)

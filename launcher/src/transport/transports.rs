@@ -2,28 +2,48 @@
 
 use std::io;
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 
 use roce_bootstrap::Bootstrap;
 use serde::{Deserialize, Serialize};
 
+use crate::card::{Card, NicCard};
+use crate::endpoint::Endpoint;
+use crate::messages::{Lent, LentMut};
+use crate::rail;
 use crate::transport::shared_memory::{self, SharedMemory};
 use crate::transport::tcp::{self, Listening, Peers, Place, Tcp};
-use crate::transport::{Broken, Header, Transport};
+use crate::transport::verbs::{self, Class, Rail, Verbs};
+use crate::transport::{Broken, Fetched, Header, Place as Offered, Transport};
 
-/// What the secret of messages over TCP is derived for.
-const PURPOSE: &[u8] = b"messages over TCP";
+/// What the secrets of messages are derived for.
+const OVER_TCP: &[u8] = b"messages over TCP";
+const OVER_VERBS: &[u8] = b"messages over verbs";
+
+/// Which transports a program may use (`ROCE_TRANSPORTS`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Wanted {
+    pub(crate) shared: bool,
+    pub(crate) verbs: bool,
+    pub(crate) tcp: bool,
+}
 
 /// How other ranks reach this one.
 #[derive(Clone, Default, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Cards {
     shared_memory: Option<shared_memory::Card>,
+    verbs: Option<verbs::Card>,
+    /// Why there are no connections of NICs, where the rank has some.
+    no_verbs: Option<String>,
     tcp: Option<tcp::Card>,
 }
 
 /// A rank that can be reached, and does not know yet how the others are.
 pub(crate) struct Prepared {
     shared: Option<SharedMemory>,
+    verbs: Option<verbs::Opened>,
+    no_verbs: Option<String>,
     listening: Option<Listening>,
 }
 
@@ -35,7 +55,9 @@ enum Way {
     /// Shared memory, not opened before it is needed.
     SharedLater(shared_memory::Card),
     Shared,
-    Tcp,
+    Verbs,
+    /// In words: `TCP`, with the reason where the rank has NICs.
+    Tcp(String),
     /// None, and why.
     None(&'static str),
 }
@@ -43,34 +65,54 @@ enum Way {
 /// All transports of a rank.
 pub(crate) struct Transports {
     shared: Option<SharedMemory>,
+    verbs: Option<Box<Verbs>>,
     tcp: Option<Tcp>,
     /// By rank.
     ways: Vec<Way>,
 }
 
 impl Prepared {
-    /// For this rank of the exchange. `ports` are those where the site lets ranks listen.
+    /// For this rank of the exchange. `ports` are those where the site lets ranks listen, `nics` this rank's own, with the class of
+    /// what it sends.
     ///
     /// # Errors
     /// If the operating system gives no memory, or no port.
-    pub(crate) fn new(exchange: &Bootstrap, ports: Option<&RangeInclusive<u16>>) -> Result<Self, String> {
+    pub(crate) fn new(
+        exchange: &Bootstrap,
+        wanted: Wanted,
+        ports: Option<&RangeInclusive<u16>>,
+        nics: Option<(&[Arc<Endpoint>], Class)>,
+    ) -> Result<Self, String> {
         let local_ranks: Vec<u32> = exchange.local_ranks().collect();
-        let shared =
-            (local_ranks.len() > 1).then(|| SharedMemory::new(exchange.rank(), local_ranks)).transpose()?;
-        let has_others = exchange.identity().nodes.len() > 1;
-        let listening = has_others.then(|| Listening::start(ports)).transpose();
+        let local_count = u32::try_from(local_ranks.len()).unwrap_or(u32::MAX);
+        let shared = (wanted.shared && local_ranks.len() > 1)
+            .then(|| SharedMemory::new(exchange.rank(), local_ranks))
+            .transpose()?;
+        // Those that shared memory doesn't reach.
+        let others = exchange.size() - if shared.is_some() { local_count } else { 1 };
+        let nics =
+            nics.filter(|_| wanted.verbs && others > 0 && exchange.derive_secret(OVER_VERBS).is_some());
+        let verbs = nics.map(|(endpoints, class)| verbs::Opened::new(endpoints, class, others));
+        // Messages go over TCP then, and say why.
+        let (verbs, no_verbs) = match verbs.transpose() {
+            Ok(verbs) => (verbs, None),
+            Err(why) => (None, Some(why)),
+        };
+        let listening = (wanted.tcp && others > 0).then(|| Listening::start(ports)).transpose();
         let listening = listening.map_err(|error| match ports {
             Some(ports) => {
                 format!("no port to listen on among {} to {}: {error}", ports.start(), ports.end())
             }
             None => format!("no port to listen on: {error}"),
         })?;
-        Ok(Self { shared, listening })
+        Ok(Self { shared, verbs, no_verbs, listening })
     }
 
     pub(crate) fn cards(&self) -> Cards {
         Cards {
             shared_memory: self.shared.as_ref().map(SharedMemory::card),
+            verbs: self.verbs.as_ref().map(verbs::Opened::card),
+            no_verbs: self.no_verbs.clone(),
             tcp: self.listening.as_ref().map(Listening::card),
         }
     }
@@ -79,12 +121,12 @@ impl Prepared {
     ///
     /// # Errors
     /// If the operating system refuses.
-    pub(crate) fn meet(self, exchange: &Bootstrap, cards: Vec<Cards>) -> io::Result<Transports> {
+    pub(crate) fn meet(self, exchange: &Bootstrap, cards: &[Card]) -> io::Result<Transports> {
         let (rank, here) = (exchange.rank(), exchange.identity().node_index);
         let node = |rank| exchange.member(rank).map_or(u32::MAX, |member| member.node_index);
-        let ports = cards.iter().map(|cards| cards.tcp.as_ref().map_or(0, |card| card.port));
+        let ports = cards.iter().map(|card| card.transports.tcp.as_ref().map_or(0, |card| card.port));
         let places = (0..).zip(ports).map(|(rank, port)| Place { node: node(rank), port }).collect();
-        let tcp = match (self.listening, exchange.derive_secret(PURPOSE)) {
+        let tcp = match (self.listening, exchange.derive_secret(OVER_TCP)) {
             (Some(listening), Some(secret)) => {
                 let nodes = exchange.identity().nodes.iter().map(|node| node.name.clone()).collect();
                 let peers = Peers { rank, places, nodes, addresses: exchange.node_addresses() };
@@ -92,14 +134,60 @@ impl Prepared {
             }
             _ => None,
         };
-        let way = |(peer, cards): (u32, Cards)| match cards.shared_memory {
-            _ if peer == rank => Way::Own,
-            Some(card) if node(peer) == here => Way::SharedLater(card),
-            _ if tcp.is_some() && cards.tcp.is_some() => Way::Tcp,
-            _ => Way::None("it listens nowhere"),
+        let own = &cards[rank as usize];
+        let mut rails = vec![None; cards.len()];
+        let mut ways = Vec::new();
+        for (peer, card) in (0..).zip(cards) {
+            let theirs = &card.transports;
+            ways.push(match &theirs.shared_memory {
+                _ if peer == rank => Way::Own,
+                Some(card) if node(peer) == here && self.shared.is_some() => Way::SharedLater(card.clone()),
+                _ => match shared_rail(rank, own, peer, card) {
+                    Ok(rail) => {
+                        rails[peer as usize] = Some(rail);
+                        Way::Verbs
+                    }
+                    Err(why) if tcp.is_some() && theirs.tcp.is_some() => {
+                        Way::Tcp(why.map_or("TCP".to_owned(), |why| format!("TCP ({why})")))
+                    }
+                    Err(_) => Way::None("no transport reaches it; see ROCE_TRANSPORTS"),
+                },
+            });
+        }
+        let verbs = match (self.verbs, exchange.derive_secret(OVER_VERBS)) {
+            (Some(opened), Some(secret)) if rails.iter().any(Option::is_some) => {
+                Some(Box::new(opened.meet(rank, secret, &rails)?))
+            }
+            _ => None,
         };
-        let ways = (0..).zip(cards).map(way).collect();
-        Ok(Transports { shared: self.shared, tcp, ways })
+        Ok(Transports { shared: self.shared, verbs, tcp, ways })
+    }
+}
+
+/// The rail that two ranks share; else why connections of NICs are not their way, or nothing where nobody would expect them.
+fn shared_rail(rank: u32, ours: &Card, peer: u32, theirs: &Card) -> Result<Rail, Option<String>> {
+    let whose = |which: u32| if which == rank { "this rank" } else { "that rank" };
+    for (which, card) in [(rank, ours), (peer, theirs)] {
+        if let Some(why) = &card.transports.no_verbs {
+            return Err(Some(format!("no verbs on {}: {why}", whose(which))));
+        }
+    }
+    let (Some(our_ports), Some(their_ports)) = (&ours.transports.verbs, &theirs.transports.verbs) else {
+        // Without NICs, or without the wish for them.
+        let one_has = ours.transports.verbs.is_some() || theirs.transports.verbs.is_some();
+        let without = if ours.transports.verbs.is_none() { rank } else { peer };
+        return Err(one_has.then(|| format!("{} has no RoCE port, or does not want it", whose(without))));
+    };
+    if ours.class() != theirs.class() {
+        return Err(Some(format!("that rank has {}, this one {}", theirs.class(), ours.class())));
+    }
+    let (port, their_port) = rail::choose_from(rank, &ours.rails(), peer, &theirs.rails())
+        .ok_or_else(|| Some("no rail has a port of both".to_owned()))?;
+    let gid = theirs.nics.get(their_port).map(NicCard::gid);
+    let card = their_ports.ports.get(their_port).copied();
+    match (gid, card) {
+        (Some(gid), Some(card)) if port < our_ports.ports.len() => Ok(Rail { port, card, gid }),
+        _ => Err(Some("it told of other ports than it has; do all ranks run the same build?".to_owned())),
     }
 }
 
@@ -109,37 +197,52 @@ impl Transports {
         match self.ways.get(peer as usize) {
             Some(Way::Own) => "itself",
             Some(Way::SharedLater(_) | Way::Shared) => "shared memory",
-            Some(Way::Tcp) => "TCP",
+            Some(Way::Verbs) => self.verbs.as_ref().map_or("verbs", |verbs| verbs.describe(peer)),
+            Some(Way::Tcp(words)) => words,
             Some(Way::None(_)) | None => "no way",
         }
     }
 
-    fn open(&mut self, peer: u32) -> Result<(), Broken> {
-        if let (Some(Way::SharedLater(card)), Some(shared)) = (self.ways.get(peer as usize), &mut self.shared)
-        {
-            shared.connect(peer, card)?;
-            self.ways[peer as usize] = Way::Shared;
+    /// How many connections of NICs there are.
+    pub(crate) fn queue_pairs(&self) -> usize {
+        self.verbs.as_ref().map_or(0, |verbs| verbs.pairs())
+    }
+
+    /// Begins to connect to a peer, where the transport has connections of NICs. Whether packets can go there now.
+    ///
+    /// # Errors
+    /// If the peer can't be reached.
+    pub(crate) fn open(&mut self, peer: u32) -> Result<bool, Broken> {
+        match (self.ways.get(peer as usize), &mut self.shared, &mut self.verbs) {
+            (Some(Way::SharedLater(card)), Some(shared), _) => {
+                shared.connect(peer, card)?;
+                self.ways[peer as usize] = Way::Shared;
+                Ok(true)
+            }
+            (Some(Way::Verbs), _, Some(verbs)) => verbs.open(peer),
+            _ => Ok(true),
         }
-        Ok(())
     }
 }
 
 impl Transport for Transports {
     #[inline]
     fn most(&self, peer: u32) -> usize {
-        match (self.ways.get(peer as usize), &self.shared, &self.tcp) {
-            (Some(Way::Shared | Way::SharedLater(_)), Some(shared), _) => shared.most(peer),
-            (Some(Way::Tcp), _, Some(tcp)) => tcp.most(peer),
+        match (self.ways.get(peer as usize), &self.shared, &self.tcp, &self.verbs) {
+            (Some(Way::Shared | Way::SharedLater(_)), Some(shared), ..) => shared.most(peer),
+            (Some(Way::Verbs), _, _, Some(verbs)) => verbs.most(peer),
+            (Some(Way::Tcp(_)), _, Some(tcp), _) => tcp.most(peer),
             _ => 0,
         }
     }
 
     #[inline]
     fn try_send(&mut self, peer: u32, header: &Header, payload: &[u8]) -> Result<bool, Broken> {
-        match (self.ways.get(peer as usize), &mut self.shared, &mut self.tcp) {
-            (Some(Way::Shared), Some(shared), _) => shared.try_send(peer, header, payload),
-            (Some(Way::Tcp), _, Some(tcp)) => tcp.try_send(peer, header, payload),
-            (Some(Way::SharedLater(_)), Some(_), _) => {
+        match (self.ways.get(peer as usize), &mut self.shared, &mut self.tcp, &mut self.verbs) {
+            (Some(Way::Shared), Some(shared), ..) => shared.try_send(peer, header, payload),
+            (Some(Way::Verbs), _, _, Some(verbs)) => verbs.try_send(peer, header, payload),
+            (Some(Way::Tcp(_)), _, Some(tcp), _) => tcp.try_send(peer, header, payload),
+            (Some(Way::SharedLater(_)), Some(_), ..) => {
                 self.open(peer)?;
                 self.try_send(peer, header, payload)
             }
@@ -151,18 +254,58 @@ impl Transport for Transports {
     #[inline]
     fn poll(&mut self, deliver: &mut impl FnMut(u32, &Header, &[u8])) -> Result<bool, Broken> {
         let by_memory = self.shared.as_mut().map_or(Ok(false), |shared| shared.poll(deliver))?;
+        let by_nic = self.verbs.as_mut().map_or(Ok(false), |verbs| verbs.poll(deliver))?;
         let by_network = self.tcp.as_mut().map_or(Ok(false), |tcp| tcp.poll(deliver))?;
-        Ok(by_memory || by_network)
+        Ok(by_memory || by_nic || by_network)
     }
 
-    fn fetch(&mut self, peer: u32, address: u64, into: &mut [u8]) -> Result<bool, Broken> {
-        self.open(peer)?;
-        let shared =
-            self.shared.as_mut().filter(|_| matches!(self.ways.get(peer as usize), Some(Way::Shared)));
-        let Some(shared) = shared else { return Ok(false) };
-        if shared.readable(peer).is_err() {
-            return Ok(false);
+    fn offer(&mut self, peer: u32, operation: u32, memory: &Lent) -> Offered {
+        match (self.ways.get(peer as usize), &mut self.verbs) {
+            (Some(Way::Verbs), Some(verbs)) => verbs.offer(peer, operation, memory),
+            _ => Offered::plain(memory.address()),
         }
-        shared.fetch(peer, address, into).map(|()| true)
+    }
+
+    fn withdraw(&mut self, operation: u32) {
+        if let Some(verbs) = &mut self.verbs {
+            verbs.withdraw(operation);
+        }
+    }
+
+    fn fetch(
+        &mut self,
+        peer: u32,
+        place: Offered,
+        memory: &mut LentMut,
+        length: usize,
+        operation: u32,
+    ) -> Result<Fetched, Broken> {
+        self.open(peer)?;
+        match (self.ways.get(peer as usize), &mut self.shared, &mut self.verbs) {
+            (Some(Way::Verbs), _, Some(verbs)) => verbs.fetch(peer, place, memory, length, operation),
+            (Some(Way::Shared), Some(shared), _) if place.is_plain() => {
+                if shared.readable(peer).is_err() {
+                    return Ok(Fetched::Impossible);
+                }
+                shared.fetch(peer, place.address, &mut memory.bytes()[..length]).map(|()| Fetched::Done)
+            }
+            _ => Ok(Fetched::Impossible),
+        }
+    }
+
+    fn take_fetched(&mut self) -> Option<u32> {
+        self.verbs.as_mut()?.take_fetched()
+    }
+
+    fn abandon(&mut self, operation: u32) {
+        if let Some(verbs) = &mut self.verbs {
+            verbs.abandon(operation);
+        }
+    }
+
+    fn forget(&mut self, peer: u32, why: &str) {
+        if let (Some(Way::Verbs), Some(verbs)) = (self.ways.get(peer as usize), &mut self.verbs) {
+            verbs.forget(peer, why);
+        }
     }
 }

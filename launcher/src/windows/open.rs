@@ -59,8 +59,9 @@ impl Communicator {
         let parts = own.parts::<T>(&memory, &cards, &local);
         if parts.is_ok() {
             let (memory, bytes) = (Rc::clone(&memory), length * size_of::<T>());
+            own.world.windows.borrow_mut().insert(own.context, own.group());
             own.world.with_engine(|engine| {
-                engine.windows().open(own.context, memory, bytes, Rc::clone(&own.ranks));
+                engine.windows().open(own.context, memory, bytes);
             });
         }
         // When this is over nobody needs the file any more, and all are ready to be accessed.
@@ -69,7 +70,7 @@ impl Communicator {
         match agreed {
             Ok((parts, _)) => Ok(Window { communicator: own, memory, parts, elements: PhantomData }),
             Err(error) => {
-                own.world.with_engine(|engine| engine.windows().close(own.context));
+                own.world.close_window(own.context);
                 Err(error)
             }
         }

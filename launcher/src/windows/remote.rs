@@ -37,8 +37,6 @@ pub(crate) struct Windows {
 struct Open {
     memory: Rc<Memory>,
     bytes: usize,
-    /// Whose window it is, as ranks of the job.
-    ranks: Rc<[u32]>,
 }
 
 /// What was asked, and the answer.
@@ -72,18 +70,13 @@ pub(crate) enum Taken {
 
 impl Windows {
     /// From now on others may access this rank's memory.
-    pub(super) fn open(&mut self, context: Context, memory: Rc<Memory>, bytes: usize, ranks: Rc<[u32]>) {
-        self.open.insert(context, Open { memory, bytes, ranks });
+    pub(super) fn open(&mut self, context: Context, memory: Rc<Memory>, bytes: usize) {
+        self.open.insert(context, Open { memory, bytes });
     }
 
     /// From now on nobody may.
     pub(crate) fn close(&mut self, context: Context) {
         self.open.remove(&context);
-    }
-
-    /// The windows that are open, and whose they are.
-    pub(crate) fn left(&self) -> Vec<(Context, Rc<[u32]>)> {
-        self.open.iter().map(|(context, open)| (*context, Rc::clone(&open.ranks))).collect()
     }
 
     /// A peer is gone.

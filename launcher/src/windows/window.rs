@@ -240,7 +240,7 @@ impl<T: Pod> Window<T> {
     /// As [`flush`](Self::flush); then it is as if the window had been dropped.
     pub fn close(self) -> Result<()> {
         self.fence()?;
-        self.communicator.world.with_engine(|engine| engine.windows().close(self.communicator.context));
+        self.communicator.world.close_window(self.communicator.context);
         Ok(())
     }
 

@@ -75,3 +75,9 @@ pub(crate) fn run_with(nodes: &[u32], task: &str, variables: &[(&str, &str)]) {
 pub(crate) fn task() -> String {
     std::env::var(TASK).expect("started by another test")
 }
+
+/// The lengths that a slow network can carry in the time of a test.
+pub(crate) fn up_to_most<const COUNT: usize>(lengths: [usize; COUNT]) -> impl Iterator<Item = usize> {
+    let most = std::env::var("ROCE_TEST_MOST").map_or(usize::MAX, |most| most.parse().unwrap());
+    lengths.into_iter().filter(move |length| *length <= most)
+}

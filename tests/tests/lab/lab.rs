@@ -60,6 +60,10 @@ impl Lab {
                 roce_tests::artifact("ROCE_PAIR_EXCHANGE", "pair_exchange")?,
                 roce_tests::artifact("ROCE_WHO", "who")?,
                 roce_tests::artifact("ROCE_ROCECTL", "rocectl")?,
+                roce_tests::artifact("ROCE_HEAT", "heat")?,
+                roce_tests::artifact("ROCE_MESSAGES", "messages")?,
+                roce_tests::artifact("ROCE_COLLECTIVES", "collectives")?,
+                roce_tests::artifact("ROCE_WINDOWS", "windows")?,
             ],
             ..Options::new(results("cluster"))
         };

@@ -4,6 +4,7 @@
 mod classes;
 mod demo;
 mod lab;
+mod messages;
 mod mpi;
 mod no_rdma;
 mod node_wide;
@@ -60,6 +61,7 @@ fn controls() -> Vec<Control> {
         peers::CONTROLS,
         mpi::CONTROLS,
         ranks::CONTROLS,
+        messages::CONTROLS,
         refused::CONTROLS,
         untouched::CONTROLS,
         node_wide::CONTROLS,

@@ -17,7 +17,24 @@ pub(crate) struct Queues {
     /// Packets that fit between two ranks.
     room: usize,
     /// Whether a rank may read another's memory. All are in one process here.
-    fetches: bool,
+    fetches: Fetches,
+    /// Reads that were started: operation, from where, to where, how many bytes.
+    reads: VecDeque<(u32, u64, *mut u8, usize)>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Fetches {
+    Never,
+    Now,
+    /// At the next poll.
+    Later,
+}
+
+#[expect(unsafe_code, reason = "what process_vm_readv does between processes, and an RDMA read")]
+fn copy(address: u64, to: *mut u8, length: usize) {
+    let from = std::ptr::with_exposed_provenance::<u8>(usize::try_from(address).unwrap());
+    // SAFETY: the tests keep what they send and receive until it is over, and a fetch that was started owns the memory it writes to.
+    unsafe { std::ptr::copy_nonoverlapping(from, to, length) };
 }
 
 pub(crate) const MOST: usize = 16;
@@ -52,21 +69,48 @@ impl Transport for Queues {
         Ok(came)
     }
 
-    #[expect(unsafe_code, reason = "what process_vm_readv does between processes")]
-    fn fetch(&mut self, _: u32, address: u64, into: &mut [u8]) -> Result<bool, Broken> {
-        if self.fetches {
-            let start = std::ptr::with_exposed_provenance::<u8>(usize::try_from(address).unwrap());
-            // SAFETY: the tests keep what they send until it is over.
-            into.copy_from_slice(unsafe { std::slice::from_raw_parts(start, into.len()) });
-        }
-        Ok(self.fetches)
+    fn fetch(
+        &mut self,
+        _: u32,
+        place: Place,
+        memory: &mut LentMut,
+        length: usize,
+        operation: u32,
+    ) -> Result<Fetched, Broken> {
+        let to = memory.bytes()[..length].as_mut_ptr();
+        Ok(match self.fetches {
+            Fetches::Never => Fetched::Impossible,
+            Fetches::Now => {
+                copy(place.address, to, length);
+                Fetched::Done
+            }
+            Fetches::Later => {
+                self.reads.push_back((operation, place.address, to, length));
+                Fetched::Started
+            }
+        })
+    }
+
+    fn take_fetched(&mut self) -> Option<u32> {
+        let (operation, from, to, length) = self.reads.pop_front()?;
+        copy(from, to, length);
+        Some(operation)
+    }
+
+    fn abandon(&mut self, operation: u32) {
+        self.reads.retain(|read| read.0 != operation);
     }
 }
 
-pub(crate) fn engines(count: u32, room: usize, fetches: bool) -> Vec<Engine<Queues>> {
+pub(crate) fn engines(count: u32, room: usize, fetches: Fetches) -> Vec<Engine<Queues>> {
     let wires = Wires::default();
     (0..count)
-        .map(|rank| Engine::new(rank, Queues { rank, wires: Rc::clone(&wires), room, fetches }))
+        .map(|rank| {
+            Engine::new(
+                rank,
+                Queues { rank, wires: Rc::clone(&wires), room, fetches, reads: VecDeque::new() },
+            )
+        })
         .collect()
 }
 
@@ -111,7 +155,7 @@ proptest! {
     fn every_message_arrives_whole_and_in_order(
         messages in messages(),
         room in 1usize..4,
-        fetches: bool,
+        fetches in prop_oneof![Just(Fetches::Never), Just(Fetches::Now), Just(Fetches::Later)],
         wild: bool,
         order in proptest::collection::vec(0u8..9, 0..200),
     ) {
@@ -175,7 +219,7 @@ proptest! {
 #[test]
 fn a_message_too_long_for_its_receive_is_an_error_there_and_over_for_its_sender() {
     for length in [MOST, 5 * MOST] {
-        let mut engines = engines(2, 4, false);
+        let mut engines = engines(2, 4, Fetches::Never);
         let (sent, mut room) = (bytes(0, 0, length), [0; 3]);
         let send = engines[0].send(0, 1, 7, lend(&sent)).unwrap();
         let receive = engines[1].receive(0, Wanted { source: None, tag: Some(7) }, lend_mut(&mut room));
@@ -189,7 +233,7 @@ fn a_message_too_long_for_its_receive_is_an_error_there_and_over_for_its_sender(
 
 #[test]
 fn what_a_cancelled_receive_still_gets_goes_nowhere() {
-    let mut engines = engines(2, 4, false);
+    let mut engines = engines(2, 4, Fetches::Never);
     let (sent, mut first, mut second) = (bytes(0, 0, 100), [0; 100], [0; 100]);
     let send = engines[0].send(0, 1, 0, lend(&sent)).unwrap().unwrap();
     let receive = engines[1].receive(0, Wanted { source: Some(0), tag: None }, lend_mut(&mut first));
@@ -206,8 +250,24 @@ fn what_a_cancelled_receive_still_gets_goes_nowhere() {
 }
 
 #[test]
+fn a_receive_that_is_given_up_while_it_is_read_frees_its_sender_and_stays_as_it_is() {
+    let mut engines = engines(2, 4, Fetches::Later);
+    let (sent, mut room) = (bytes(0, 0, 100), [0; 100]);
+    let send = engines[0].send(0, 1, 0, lend(&sent)).unwrap().unwrap();
+    let receive = engines[1].receive(0, Wanted { source: Some(0), tag: None }, lend_mut(&mut room));
+    engines[0].progress();
+    engines[1].progress();
+    assert!(!engines[1].is_over(receive) && engines[1].core.reading.len() == 1);
+    engines[1].cancel(receive);
+    assert!(engines[1].core.operations.is_empty() && engines[1].transport.reads.is_empty());
+    (0..3).for_each(|_| engines.iter_mut().for_each(|engine| _ = engine.progress()));
+    assert!(engines[0].is_over(send));
+    assert_eq!(room, [0; 100]);
+}
+
+#[test]
 fn who_waits_for_a_lost_peer_hears_of_it_and_others_do_not() {
-    let mut engines = engines(3, 1, false);
+    let mut engines = engines(3, 1, Fetches::Never);
     let (sent, mut from_it, mut from_any) = (bytes(0, 0, 100), [0; 8], [0; 8]);
     let send = engines[0].send(0, 1, 0, lend(&sent)).unwrap().unwrap();
     let receive = engines[0].receive(0, Wanted { source: Some(1), tag: None }, lend_mut(&mut from_it));
@@ -229,7 +289,7 @@ fn who_waits_for_a_lost_peer_hears_of_it_and_others_do_not() {
 fn nonsense_costs_the_peer_its_connection_and_nothing_else() {
     let kinds = [0, 1, 2, 4, 9];
     for kind in kinds {
-        let mut engines = engines(2, 4, false);
+        let mut engines = engines(2, 4, Fetches::Never);
         let mut room = [0; 8];
         let receive = engines[0].receive(0, Wanted { source: Some(1), tag: None }, lend_mut(&mut room));
         let header = Header { kind, context: 9, tag: 0, operation: receive, length: 1 << 40 };

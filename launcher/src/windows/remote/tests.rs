@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use proptest::prelude::*;
 
 use super::*;
-use crate::messages::engine::tests::{Queues, engines};
+use crate::messages::engine::tests::{Fetches, Queues, engines};
 use crate::messages::engine::{Engine, Failure};
 use crate::transport::Broken;
 use crate::windows::access::{Ask, Get, Place, Put, all_done};
@@ -15,10 +15,10 @@ const BYTES: usize = 200;
 
 /// Ranks with a window each.
 fn ranks(count: u32, room: usize) -> Vec<Engine<Queues>> {
-    let mut engines = engines(count, room, false);
+    let mut engines = engines(count, room, Fetches::Never);
     for engine in &mut engines {
         let memory = Rc::new(Memory::own(BYTES).unwrap());
-        engine.windows().open(CONTEXT, memory, BYTES, (0..count).collect());
+        engine.windows().open(CONTEXT, memory, BYTES);
     }
     engines
 }
@@ -213,7 +213,7 @@ fn packets_that_no_rank_sends_touch_nothing() {
 fn what_is_done_is_said_when_there_is_room() {
     let mut windows = Windows::default();
     let memory = Rc::new(Memory::own(BYTES).unwrap());
-    windows.open(CONTEXT, memory, BYTES, [0, 1, 2].into());
+    windows.open(CONTEXT, memory, BYTES);
     let put = Header { kind: Kind::Put as u32, context: CONTEXT, tag: 0, operation: 0, length: 0 };
     for peer in [1, 2, 1, 1] {
         assert_eq!(windows.take(Kind::Put, peer, &put, &[1]), Taken::Done);

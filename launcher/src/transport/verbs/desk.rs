@@ -1,0 +1,102 @@
+//! Between a rank and its service thread: what the rank wants, and what the thread has to tell.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use roce_verbs::PacketPair;
+
+/// What the rank wants.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Wish {
+    /// A connection to a peer.
+    Open(u32),
+    /// Something has come over a peer's connection.
+    Heard(u32),
+    /// The end.
+    Stop,
+}
+
+/// What the thread tells.
+#[derive(Debug)]
+pub(super) enum News {
+    /// Packets can be sent to a peer.
+    Ready { peer: u32, pair: PacketPair },
+    /// There is no connection to a peer.
+    Failed { peer: u32, why: String },
+    /// A port can't be used any more.
+    PortLost { port: usize, why: String },
+    /// A queue pair can't.
+    PairLost { port: usize, number: u32, why: String },
+}
+
+#[derive(Debug)]
+pub(super) struct Desk {
+    wishes: Mutex<Vec<Wish>>,
+    bell: EventFd,
+    news: Mutex<Vec<News>>,
+    has_news: AtomicBool,
+    /// Whose is a connection, by port and number. There before anything can come over it.
+    peers: Mutex<BTreeMap<(usize, u32), u32>>,
+}
+
+impl Desk {
+    pub(super) fn new() -> nix::Result<Self> {
+        let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
+        let (wishes, news, peers) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Ok(Self { wishes, bell, news, has_news: AtomicBool::new(false), peers })
+    }
+
+    /// For the rank.
+    pub(super) fn wish(&self, wish: Wish) {
+        lock(&self.wishes).push(wish);
+        // It only fails when it has been rung 2^64 times.
+        let _ = self.bell.write(1);
+    }
+
+    /// For the rank: what is new. One load where nothing is.
+    #[inline]
+    pub(super) fn take_news(&self) -> Vec<News> {
+        if !self.has_news.load(Ordering::Relaxed) {
+            return Vec::new();
+        }
+        let mut news = lock(&self.news);
+        self.has_news.store(false, Ordering::Relaxed);
+        std::mem::take(&mut news)
+    }
+
+    /// For the rank: whose connection that is.
+    pub(super) fn peer(&self, port: usize, number: u32) -> Option<u32> {
+        lock(&self.peers).get(&(port, number)).copied()
+    }
+
+    /// For the thread: readable when there are wishes.
+    pub(super) fn bell(&self) -> BorrowedFd<'_> {
+        self.bell.as_fd()
+    }
+
+    /// For the thread.
+    pub(super) fn take_wishes(&self) -> Vec<Wish> {
+        let _ = self.bell.read();
+        std::mem::take(&mut lock(&self.wishes))
+    }
+
+    /// For the thread.
+    pub(super) fn tell(&self, news: News) {
+        let mut all = lock(&self.news);
+        all.push(news);
+        self.has_news.store(true, Ordering::Relaxed);
+    }
+
+    /// For the thread.
+    pub(super) fn enter(&self, port: usize, number: u32, peer: u32) {
+        lock(&self.peers).insert((port, number), peer);
+    }
+}
+
+/// Nobody panics while holding one of these locks, and what they guard is whole between statements.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,352 @@
+//! How two ranks come to know each other's ends of a connection, over datagrams that may be lost, repeated and overtaken.
+//!
+//! ```text
+//! asking   -> answering   request, with its end
+//! answering: connects its end
+//! answering -> asking     reply, with its end
+//! asking: connects its end, and may send
+//! asking   -> answering   acknowledgement; answering may send
+//! ```
+//! Each side has one end for a peer, whoever begins. Where both ask at once the request of the lower rank counts: the lower rank takes
+//! no notice of the other's, and the higher one answers. What is not answered is said again; the answering side may also send when
+//! anything has come over the connection, for then the other side has connected.
+//!
+//! Nothing here does I/O or knows a clock.
+
+use std::time::{Duration, Instant};
+
+/// How long the first answer is waited for; then twice as long each time.
+const FIRST: Duration = Duration::from_millis(50);
+const LONGEST: Duration = Duration::from_secs(2);
+/// How often something is said, after which the peer counts as not answering: about 17 s.
+const MOST: u32 = 12;
+
+/// One side's end of a connection, as the other needs to know it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct End {
+    pub(super) qp_number: u32,
+    /// The number of the first packet that it will send.
+    pub(super) psn: u32,
+    /// The port's active MTU in bytes.
+    pub(super) mtu: u32,
+    /// RDMA reads it may have outstanding.
+    pub(super) initiator_depth: u8,
+    /// RDMA reads it answers at once.
+    pub(super) responder_depth: u8,
+}
+
+/// What is said.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Word {
+    Request(End),
+    Reply(End),
+    Acknowledgement,
+    /// There will be no connection, and why.
+    Refusal(String),
+}
+
+/// What is to be done, in this order.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(super) struct Todo {
+    /// Connect this side's end to that one.
+    pub(super) connect: Option<End>,
+    pub(super) say: Option<Word>,
+    /// From here on this side may send.
+    pub(super) is_ready: bool,
+    /// There will be no connection, and why.
+    pub(super) failed: Option<String>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum State {
+    Asking,
+    Answering,
+    Open,
+    Failed(String),
+}
+
+#[derive(Debug)]
+pub(super) struct Handshake {
+    is_lower: bool,
+    mine: End,
+    state: State,
+    /// How often this side has said what it waits for an answer to.
+    said: u32,
+    due: Instant,
+}
+
+impl Todo {
+    fn say(word: Word) -> Self {
+        Self { say: Some(word), ..Self::default() }
+    }
+}
+
+impl Handshake {
+    /// This side wants a connection to a peer that has not asked for one.
+    pub(super) fn ask(rank: u32, peer: u32, mine: End, now: Instant) -> (Self, Todo) {
+        let handshake = Self { is_lower: rank < peer, mine, state: State::Asking, said: 1, due: now + FIRST };
+        (handshake, Todo::say(Word::Request(mine)))
+    }
+
+    /// A peer asks this side, which has not asked it.
+    pub(super) fn answer(rank: u32, peer: u32, mine: End, theirs: End, now: Instant) -> (Self, Todo) {
+        let (mut handshake, _) = Self::ask(rank, peer, mine, now);
+        let todo = handshake.answer_to(theirs, now);
+        (handshake, todo)
+    }
+
+    /// A peer asks, and there can't be a connection.
+    pub(super) fn refuse(rank: u32, peer: u32, why: String, now: Instant) -> (Self, Todo) {
+        let mine = End { qp_number: 0, psn: 0, mtu: 0, initiator_depth: 0, responder_depth: 0 };
+        let (mut handshake, _) = Self::ask(rank, peer, mine, now);
+        let todo = handshake.give_up(why);
+        (handshake, todo)
+    }
+
+    fn answer_to(&mut self, theirs: End, now: Instant) -> Todo {
+        self.state = State::Answering;
+        (self.said, self.due) = (1, now + FIRST);
+        Todo { connect: Some(theirs), ..Todo::say(Word::Reply(self.mine)) }
+    }
+
+    /// The peer said something.
+    pub(super) fn hear(&mut self, word: &Word, now: Instant) -> Todo {
+        match (&self.state, word) {
+            (State::Asking, Word::Request(theirs)) if !self.is_lower => self.answer_to(*theirs, now),
+            (State::Asking, Word::Reply(theirs)) => {
+                self.state = State::Open;
+                let connect = Some(*theirs);
+                Todo { connect, is_ready: true, ..Todo::say(Word::Acknowledgement) }
+            }
+            // It has not heard the answer.
+            (State::Answering, Word::Request(_)) => Todo::say(Word::Reply(self.mine)),
+            (State::Answering, Word::Acknowledgement) => self.open(),
+            (State::Open, Word::Reply(_)) => Todo::say(Word::Acknowledgement),
+            (State::Asking | State::Answering, Word::Refusal(why)) => {
+                self.state = State::Failed(why.clone());
+                Todo { failed: Some(format!("it refused a connection: {why}")), ..Todo::default() }
+            }
+            (State::Failed(why), Word::Request(_) | Word::Reply(_)) => Todo::say(Word::Refusal(why.clone())),
+            _ => Todo::default(),
+        }
+    }
+
+    /// Something came over the connection.
+    pub(super) fn hear_data(&mut self) -> Todo {
+        if self.state == State::Answering { self.open() } else { Todo::default() }
+    }
+
+    fn open(&mut self) -> Todo {
+        self.state = State::Open;
+        Todo { is_ready: true, ..Todo::default() }
+    }
+
+    /// This side's end can't be connected.
+    pub(super) fn give_up(&mut self, why: String) -> Todo {
+        self.state = State::Failed(why.clone());
+        Todo { failed: Some(why.clone()), ..Todo::say(Word::Refusal(why)) }
+    }
+
+    /// This side's end.
+    pub(super) fn mine(&self) -> End {
+        self.mine
+    }
+
+    /// When something is to be said again, if the peer says nothing.
+    pub(super) fn due(&self) -> Option<Instant> {
+        matches!(self.state, State::Asking | State::Answering).then_some(self.due)
+    }
+
+    /// The time has come, or not.
+    pub(super) fn tick(&mut self, now: Instant) -> Todo {
+        if self.due().is_none_or(|due| now < due) {
+            return Todo::default();
+        }
+        if self.said == MOST {
+            return self.give_up(format!("no answer to {MOST} datagrams that ask for a connection"));
+        }
+        self.due = now + FIRST.saturating_mul(1 << self.said.min(16)).min(LONGEST);
+        self.said += 1;
+        Todo::say(match self.state {
+            State::Asking => Word::Request(self.mine),
+            _ => Word::Reply(self.mine),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A rank as the service drives it.
+    struct Side {
+        rank: u32,
+        handshake: Option<Handshake>,
+        connected: Vec<End>,
+        is_ready: bool,
+        failed: Option<String>,
+    }
+
+    fn end(rank: u32) -> End {
+        End { qp_number: 100 + rank, psn: 7 * rank, mtu: 1024, initiator_depth: 16, responder_depth: 16 }
+    }
+
+    impl Side {
+        fn new(rank: u32) -> Self {
+            Self { rank, handshake: None, connected: Vec::new(), is_ready: false, failed: None }
+        }
+
+        fn act(&mut self, todo: Todo) -> Option<Word> {
+            self.connected.extend(todo.connect);
+            self.is_ready |= todo.is_ready;
+            self.failed = self.failed.take().or(todo.failed);
+            assert!(!todo.is_ready || self.connected.len() == 1, "ready and not connected");
+            todo.say
+        }
+
+        fn ask(&mut self, now: Instant) -> Option<Word> {
+            if self.handshake.is_some() {
+                return None;
+            }
+            let (handshake, todo) = Handshake::ask(self.rank, 1 - self.rank, end(self.rank), now);
+            self.handshake = Some(handshake);
+            self.act(todo)
+        }
+
+        fn hear(&mut self, word: &Word, now: Instant) -> Option<Word> {
+            let todo = match (&mut self.handshake, word) {
+                (Some(handshake), word) => handshake.hear(word, now),
+                (None, Word::Request(theirs)) => {
+                    let (handshake, todo) =
+                        Handshake::answer(self.rank, 1 - self.rank, end(self.rank), *theirs, now);
+                    self.handshake = Some(handshake);
+                    todo
+                }
+                (None, _) => Todo::default(),
+            };
+            self.act(todo)
+        }
+
+        fn tick(&mut self, now: Instant) -> Option<Word> {
+            let todo = self.handshake.as_mut()?.tick(now);
+            self.act(todo)
+        }
+    }
+
+    #[derive(Clone, Copy, Debug)]
+    enum Event {
+        Ask(usize),
+        /// Deliver a datagram that is on its way, and keep it for another time or not.
+        Deliver(usize, usize, bool),
+        Lose(usize, usize),
+        Wait(u64),
+        /// Something sent over the connection comes.
+        Data(usize),
+    }
+
+    fn event() -> impl Strategy<Value = Event> {
+        prop_oneof![
+            1 => (0usize..2).prop_map(Event::Ask),
+            5 => (0usize..2, any::<usize>(), any::<bool>()).prop_map(|(to, which, again)| Event::Deliver(to, which, again)),
+            2 => (0usize..2, any::<usize>()).prop_map(|(to, which)| Event::Lose(to, which)),
+            2 => (1u64..150).prop_map(Event::Wait),
+            1 => (0usize..2).prop_map(Event::Data),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(3000))]
+
+        /// Whatever the network did for a while: once it delivers, both sides are ready, each connected once, to the other's end; and nobody
+        /// was ready before the other side was connected.
+        #[test]
+        fn both_sides_connect_once_whatever_the_network_does(events in proptest::collection::vec(event(), 0..30), first in 0usize..2) {
+            let mut now = Instant::now();
+            let mut sides = [Side::new(0), Side::new(1)];
+            let mut ways: [Vec<Word>; 2] = Default::default();
+            for event in events {
+                let (from, word) = match event {
+                    Event::Ask(side) => (side, sides[side].ask(now)),
+                    Event::Deliver(to, which, again) if !ways[to].is_empty() => {
+                        let which = which % ways[to].len();
+                        let word = if again { ways[to][which].clone() } else { ways[to].remove(which) };
+                        (to, sides[to].hear(&word, now))
+                    }
+                    Event::Lose(to, which) if !ways[to].is_empty() => {
+                        let which = which % ways[to].len();
+                        ways[to].remove(which);
+                        continue;
+                    }
+                    Event::Wait(time) => {
+                        now += Duration::from_millis(time);
+                        for side in 0..2 {
+                            let word = sides[side].tick(now);
+                            ways[1 - side].extend(word);
+                        }
+                        continue;
+                    }
+                    // Only who is ready sends.
+                    Event::Data(to) if sides[1 - to].is_ready => {
+                        let todo = sides[to].handshake.as_mut().map(Handshake::hear_data).unwrap_or_default();
+                        (to, sides[to].act(todo))
+                    }
+                    _ => continue,
+                };
+                ways[1 - from].extend(word);
+                for side in 0..2 {
+                    prop_assert!(!sides[side].is_ready || sides[1 - side].connected.len() == 1);
+                }
+            }
+            // They may have given up meanwhile, which is right where nothing comes for so long.
+            if sides.iter().any(|side| side.failed.is_some()) { return Ok(()); }
+            let word = sides[first].ask(now);
+            ways[1 - first].extend(word);
+            for _ in 0..40 {
+                for to in 0..2 {
+                    for word in std::mem::take(&mut ways[to]) {
+                        let answer = sides[to].hear(&word, now);
+                        ways[1 - to].extend(answer);
+                    }
+                    let word = sides[to].tick(now);
+                    ways[1 - to].extend(word);
+                }
+                now += Duration::from_millis(100);
+            }
+            for side in &sides {
+                prop_assert!(side.is_ready && side.failed.is_none());
+                prop_assert_eq!(&side.connected, &[end(1 - side.rank)]);
+            }
+            prop_assert!(ways.iter().all(Vec::is_empty));
+        }
+    }
+
+    #[test]
+    fn silence_is_an_end_in_time_and_told_to_who_asks_later() {
+        let mut now = Instant::now();
+        let begin = now;
+        let (mut asking, _) = Handshake::ask(0, 1, end(0), now);
+        let failed = loop {
+            now = asking.due().unwrap();
+            let todo = asking.tick(now);
+            if todo.failed.is_some() {
+                break todo;
+            }
+            assert_eq!(todo.say, Some(Word::Request(end(0))));
+        };
+        assert!(now - begin < Duration::from_secs(20) && now - begin > Duration::from_secs(10));
+        assert!(failed.failed.unwrap().contains("no answer"));
+        assert_eq!(asking.due(), None);
+        assert!(matches!(asking.hear(&Word::Request(end(1)), now).say, Some(Word::Refusal(_))));
+    }
+
+    #[test]
+    fn a_refusal_ends_it_with_the_others_words() {
+        let now = Instant::now();
+        let (mut asking, _) = Handshake::ask(1, 0, end(1), now);
+        let todo = asking.hear(&Word::Refusal("no memory".to_owned()), now);
+        assert_eq!(todo.failed.as_deref(), Some("it refused a connection: no memory"));
+        assert_eq!(asking.hear(&Word::Reply(end(0)), now).connect, None);
+    }
+}

@@ -1,0 +1,570 @@
+//! Packets over reliable connections of the NICs (verbs RC), between ranks that have ports on one rail.
+//!
+//! There is no connection when the job starts. The first packet to a peer has the [`service`] thread make one, by a
+//! [`handshake`] over datagrams; from then on it serves both directions. A packet is copied into a registered slot, and shown to its receiver where it
+//! came to; [`credits`] see to it that there is always a place for it. A long message is read by its receiver from the sender's memory, which
+//! both register for this time only; where the system allows no registration, it comes in pieces.
+//!
+//! When a connection fails, the port is looked at first: if it is down, that is what the rank is told, and not what followed from it.
+
+mod credits;
+mod desk;
+mod handshake;
+mod link;
+mod port;
+mod reads;
+mod service;
+mod words;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::io;
+use std::mem::size_of;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use bytemuck::{Pod, Zeroable};
+use roce_bootstrap::Secret;
+use roce_verbs::{CompletionError, PacketQueue, PacketRoom, Registration, Told};
+use serde::{Deserialize, Serialize};
+
+use self::credits::{ALL, SPARE};
+use self::desk::{Desk, News, Wish};
+use self::link::{Link, State};
+pub(crate) use self::port::Class;
+use self::port::Port;
+use self::reads::Reads;
+use self::service::{Route, Service};
+use super::{Broken, Fetched, Header, Place, Transport};
+use crate::endpoint::Endpoint;
+use crate::error::chain;
+use crate::messages::{Lent, LentMut};
+
+/// The most bytes of a packet's payload.
+const MOST: usize = 8192;
+/// Slots for sends that each connection brings. All connections share them.
+const SENDS: u16 = 8;
+/// RDMA reads of a connection at the same time.
+const READS: u16 = 8;
+/// Messages from this length on are read from the sender's memory: to register it costs more than to copy less.
+const REGISTERED: usize = 32 * 1024;
+/// How long dropping may take to see what was sent arrive.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
+/// What every packet begins with here.
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C)]
+struct Head {
+    /// Places that are empty again: [`credits`].
+    given: u32,
+    /// 1 if that is all.
+    is_only_that: u32,
+    header: Header,
+}
+
+const HEAD: usize = size_of::<Head>();
+
+/// How other ranks reach this one: for each of its ports, where datagrams go.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Card {
+    pub(crate) ports: Vec<PortCard>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PortCard {
+    number: u32,
+    key: u32,
+}
+
+/// Which ports a pair of ranks uses: this rank's, and the peer's with its address.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rail {
+    pub(crate) port: usize,
+    pub(crate) card: PortCard,
+    pub(crate) gid: roce_types::Gid,
+}
+
+/// A rank whose ports are open, and that does not know the others yet.
+pub(crate) struct Opened {
+    endpoints: Vec<Arc<Endpoint>>,
+    queues: Vec<PacketQueue>,
+    ports: Vec<Port>,
+    card: Card,
+}
+
+impl Opened {
+    /// With so many ranks that connections may be wanted to.
+    ///
+    /// # Errors
+    /// Why there can't be connections on this rank's ports.
+    pub(crate) fn new(endpoints: &[Arc<Endpoint>], class: Class, ranks: u32) -> Result<Self, String> {
+        let (mut queues, mut ports, mut cards) = (Vec::new(), Vec::new(), Vec::new());
+        for endpoint in endpoints {
+            // Keys from 2^31 are the kernel's.
+            let key = getrandom::u32().map_err(|error| format!("no random bytes: {error}"))? >> 1;
+            let limits = endpoint.limits;
+            let receives = ALL + SPARE;
+            let by_receives = limits.max_shared_receives / u32::from(receives);
+            let by_entries = limits.max_cq_entries / u32::from(receives + SENDS + READS);
+            let connections = ranks.min(by_receives).min(by_entries).max(1);
+            let room = PacketRoom {
+                packet: HEAD + MOST,
+                receives,
+                sends: SENDS,
+                depth: ALL + SPARE + READS,
+                reads: READS,
+                connections,
+            };
+            let mut open = || {
+                let queue = PacketQueue::create(&endpoint.domain, room)?;
+                let port = Port::open(endpoint, queue.packets(), class, key)?;
+                cards.push(PortCard { number: port.number(), key });
+                ports.push(port);
+                queues.push(queue);
+                Ok(())
+            };
+            open().map_err(|error: roce_verbs::Error| chain(&error))?;
+        }
+        let endpoints = endpoints.to_vec();
+        Ok(Self { endpoints, queues, ports, card: Card { ports: cards } })
+    }
+
+    pub(crate) fn card(&self) -> Card {
+        self.card.clone()
+    }
+
+    /// With the rails to the ranks that are reached so.
+    ///
+    /// # Errors
+    /// If the operating system refuses.
+    pub(crate) fn meet(self, rank: u32, secret: Secret, rails: &[Option<Rail>]) -> io::Result<Verbs> {
+        let desk = Arc::new(Desk::new()?);
+        let route = |rail: &Rail| Route {
+            port: rail.port,
+            gid: rail.gid,
+            number: rail.card.number,
+            key: rail.card.key,
+        };
+        let routes = rails.iter().map(|rail| rail.as_ref().map(route)).collect();
+        let service = Service::start(rank, secret, Arc::clone(&desk), self.ports, routes)?;
+        Ok(Verbs {
+            names: self.endpoints.iter().map(|endpoint| format!("verbs ({})", endpoint.nic.port)).collect(),
+            peers: self.queues.iter().map(|_| BTreeMap::new()).collect(),
+            links: rails.iter().map(|rail| rail.map(|rail| Box::new(Link::new(rail.port)))).collect(),
+            endpoints: self.endpoints,
+            queues: self.queues,
+            closed: 0,
+            offers: BTreeMap::new(),
+            reads: Reads::default(),
+            due: BTreeSet::new(),
+            failed: Vec::new(),
+            broken: VecDeque::new(),
+            desk,
+            service: Some(service),
+        })
+    }
+}
+
+pub(crate) struct Verbs {
+    endpoints: Vec<Arc<Endpoint>>,
+    /// For messages: `verbs (rxe0:1)`, by port.
+    names: Vec<String>,
+    /// By port.
+    queues: Vec<PacketQueue>,
+    /// Whose is a connection, by port and number.
+    peers: Vec<BTreeMap<u32, u32>>,
+    /// By rank.
+    links: Vec<Option<Box<Link>>>,
+    /// Connections that were closed.
+    closed: usize,
+    /// Memory that peers may read, by operation, with the peer.
+    offers: BTreeMap<u32, (u32, Registration)>,
+    reads: Reads,
+    /// Peers that places are to be given back to.
+    due: BTreeSet<u32>,
+    /// What failed in this poll.
+    failed: Vec<(u32, Failure)>,
+    /// To be told.
+    broken: VecDeque<Broken>,
+    desk: Arc<Desk>,
+    service: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+enum Failure {
+    Completion(CompletionError),
+    Words(String),
+}
+
+impl Verbs {
+    /// `verbs (rxe0:1)`
+    pub(crate) fn describe(&self, peer: u32) -> &str {
+        self.link(peer).map_or("verbs", |link| &self.names[link.port])
+    }
+
+    /// How many connections there are.
+    pub(crate) fn pairs(&self) -> usize {
+        self.queues.iter().map(|queue| queue.packets().made()).sum::<usize>() - self.closed
+    }
+
+    /// Begins to connect to a peer, if that has not begun. Whether packets can be sent to it now.
+    ///
+    /// # Errors
+    /// If it can't be reached.
+    pub(crate) fn open(&mut self, peer: u32) -> Result<bool, Broken> {
+        let none = || Broken { peer, why: "there is no port for it".to_owned() };
+        let link = self.links.get_mut(peer as usize).and_then(Option::as_mut).ok_or_else(none)?;
+        match &link.state {
+            State::Up(_) => Ok(true),
+            State::Opening => Ok(false),
+            State::Broken(why) => Err(Broken { peer, why: why.clone() }),
+            State::None => {
+                link.state = State::Opening;
+                self.desk.wish(Wish::Open(peer));
+                Ok(false)
+            }
+        }
+    }
+
+    fn link(&self, peer: u32) -> Option<&Link> {
+        self.links.get(peer as usize)?.as_deref()
+    }
+
+    fn take_news(&mut self) {
+        for news in self.desk.take_news() {
+            match news {
+                News::Ready { peer, pair } => {
+                    let Some(link) = self.links.get_mut(peer as usize).and_then(Option::as_mut) else {
+                        continue;
+                    };
+                    self.peers[link.port].insert(pair.number(), peer);
+                    // One that is broken by now has its pair closed.
+                    if matches!(link.state, State::Broken(_)) {
+                        self.closed += 1;
+                        let _ = self.queues[link.port].close(pair);
+                    } else {
+                        link.state = State::Up(pair);
+                    }
+                }
+                News::Failed { peer, why } => self.lose(peer, why),
+                News::PortLost { port, why } => {
+                    let concerned =
+                        |link: &Option<Box<Link>>| link.as_ref().is_some_and(|link| link.port == port);
+                    let peers =
+                        (0..).zip(&self.links).filter(|(_, link)| concerned(link)).map(|(peer, _)| peer);
+                    for peer in peers.collect::<Vec<_>>() {
+                        self.lose(peer, why.clone());
+                    }
+                }
+                News::PairLost { port, number, why } => {
+                    if let Some(peer) = self.peers[port].get(&number).copied() {
+                        self.failed.push((peer, Failure::Words(why)));
+                    }
+                }
+            }
+        }
+    }
+
+    /// A connection does not work any more: nothing of it is used from here on, and the rank is told.
+    fn lose(&mut self, peer: u32, why: String) {
+        let Some(link) = self.links.get_mut(peer as usize).and_then(Option::as_mut) else { return };
+        let port = link.port;
+        match std::mem::replace(&mut link.state, State::Broken(why.clone())) {
+            State::Broken(first) => {
+                link.state = State::Broken(first);
+                return;
+            }
+            State::Up(pair) => {
+                self.closed += 1;
+                // What it used is its peer's loss.
+                let _ = self.queues[port].close(pair);
+            }
+            State::None | State::Opening => {}
+        }
+        self.offers.retain(|_, (other, _)| *other != peer);
+        self.reads.forget(peer);
+        self.due.remove(&peer);
+        self.broken.push_back(Broken { peer, why });
+    }
+
+    /// Why a connection failed: if its port is not as it should be, that, else what the device says.
+    fn cause(&self, peer: u32, failure: Failure) -> String {
+        let Some(link) = self.link(peer) else { return String::new() };
+        let endpoint = &self.endpoints[link.port];
+        match (endpoint.now(), failure) {
+            (Err(error), _) => chain(&error),
+            (Ok(_), Failure::Completion(error)) => format!("over {}: {error}", endpoint.nic.port),
+            (Ok(_), Failure::Words(words)) => format!("over {}: {words}", endpoint.nic.port),
+        }
+    }
+
+    /// Takes what has come on a port, at most a batch.
+    fn poll_port(
+        &mut self,
+        port: usize,
+        deliver: &mut impl FnMut(u32, &Header, &[u8]),
+    ) -> roce_verbs::Result<bool> {
+        let Self { queues, peers, links, desk, due, failed, reads, .. } = self;
+        let peers = &mut peers[port];
+        let mut tell = |number: u32, told: Told<'_>| {
+            let peer = match peers.get(&number) {
+                Some(peer) => *peer,
+                None => {
+                    // A peer's first packet may come before the news of its connection.
+                    let Some(peer) = desk.peer(port, number) else { return };
+                    peers.insert(number, peer);
+                    peer
+                }
+            };
+            let Some(link) = links.get_mut(peer as usize).and_then(Option::as_mut) else { return };
+            match told {
+                Told::Packet(bytes) => {
+                    if matches!(link.state, State::None | State::Opening) {
+                        link.state = State::Opening;
+                        desk.wish(Wish::Heard(peer));
+                    }
+                    match link.hear(bytes) {
+                        Ok(Some((header, payload))) => {
+                            if link.credits.is_due() {
+                                due.insert(peer);
+                            }
+                            deliver(peer, &header, payload);
+                        }
+                        Ok(None) => {}
+                        Err(why) => failed.push((peer, Failure::Words(why.to_owned()))),
+                    }
+                }
+                Told::Sent => link.arrived += 1,
+                Told::Read(_) => reads.arrived(peer),
+                Told::Failed(error) => failed.push((peer, Failure::Completion(error))),
+            }
+        };
+        let count = queues[port].poll(&mut tell)?;
+        Ok(count > 0)
+    }
+
+    /// Gives places back where half of all are due.
+    fn give_back(&mut self) {
+        for peer in std::mem::take(&mut self.due) {
+            match self.send(peer, &Header::zeroed(), &[], true) {
+                Ok(true) => {}
+                Ok(false) => _ = self.due.insert(peer),
+                Err(error) => self.failed.push((peer, Failure::Words(chain(&error)))),
+            }
+        }
+    }
+
+    /// Sends a packet on a connection that stands, if there is room.
+    fn send(
+        &mut self,
+        peer: u32,
+        header: &Header,
+        payload: &[u8],
+        gives_only: bool,
+    ) -> roce_verbs::Result<bool> {
+        let Some(Some(link)) = self.links.get_mut(peer as usize) else { return Ok(false) };
+        let State::Up(pair) = &link.state else { return Ok(false) };
+        let most = if gives_only { ALL + SPARE } else { ALL };
+        if link.under_way() >= u64::from(most) || (!gives_only && !link.credits.any()) {
+            return Ok(false);
+        }
+        let given = link.credits.give();
+        let head = Head { given, is_only_that: u32::from(gives_only), header: *header };
+        match self.queues[link.port].send(pair, [bytemuck::bytes_of(&head), payload]) {
+            Ok(true) => {
+                link.sent += 1;
+                if !gives_only {
+                    link.credits.spend();
+                    link.last = link.sent;
+                }
+                Ok(true)
+            }
+            other => {
+                link.credits.keep(given);
+                other
+            }
+        }
+    }
+
+    /// Does what a poll has found to be done.
+    fn settle(&mut self) {
+        if !self.due.is_empty() {
+            self.give_back();
+        }
+        self.pump_reads();
+        for (peer, failure) in std::mem::take(&mut self.failed) {
+            // The first failure is the cause of those after it.
+            if self.link(peer).is_some_and(|link| !matches!(link.state, State::Broken(_))) {
+                let why = self.cause(peer, failure);
+                self.lose(peer, why);
+            }
+        }
+    }
+
+    /// Starts RDMA reads that there is room for.
+    fn pump_reads(&mut self) {
+        while let Some((peer, read)) = self.reads.next() {
+            let Some(Some(link)) = self.links.get_mut(peer as usize) else { return };
+            let State::Up(pair) = &link.state else { return };
+            let queue = &mut self.queues[link.port];
+            if let Err(error) = queue.read(pair, 0, read.into, read.from, read.length) {
+                let why = format!("reading {} bytes of its memory: {}", read.length, chain(&error));
+                return self.failed.push((peer, Failure::Words(why)));
+            }
+            self.reads.started();
+        }
+    }
+
+    fn poll_once(&mut self, deliver: &mut impl FnMut(u32, &Header, &[u8])) -> bool {
+        let mut came = false;
+        for port in 0..self.queues.len() {
+            match self.poll_port(port, deliver) {
+                Ok(any) => came |= any,
+                Err(error) => {
+                    let why = chain(&error);
+                    let peers = (0..).zip(&self.links);
+                    let concerned = peers.filter(|(_, link)| {
+                        link.as_ref()
+                            .is_some_and(|link| link.port == port && matches!(link.state, State::Up(_)))
+                    });
+                    let concerned: Vec<u32> = concerned.map(|(peer, _)| peer).collect();
+                    for peer in concerned {
+                        self.lose(peer, why.clone());
+                    }
+                }
+            }
+        }
+        came
+    }
+}
+
+impl Transport for Verbs {
+    #[inline]
+    fn most(&self, _: u32) -> usize {
+        MOST
+    }
+
+    #[inline]
+    fn try_send(&mut self, peer: u32, header: &Header, payload: &[u8]) -> Result<bool, Broken> {
+        if !self.open(peer)? {
+            return Ok(false);
+        }
+        self.send(peer, header, payload, false).map_err(|error| {
+            let why = self.cause(peer, Failure::Words(chain(&error)));
+            self.lose(peer, why.clone());
+            self.broken.pop_back();
+            Broken { peer, why }
+        })
+    }
+
+    #[inline]
+    fn poll(&mut self, deliver: &mut impl FnMut(u32, &Header, &[u8])) -> Result<bool, Broken> {
+        self.take_news();
+        let came = self.broken.is_empty() && self.poll_once(deliver);
+        self.settle();
+        match self.broken.pop_front() {
+            Some(broken) => Err(broken),
+            None => Ok(came),
+        }
+    }
+
+    fn offer(&mut self, peer: u32, operation: u32, memory: &Lent) -> Place {
+        let length = memory.bytes().len();
+        let endpoint = self.link(peer).map(|link| &self.endpoints[link.port]);
+        let Some(endpoint) = endpoint.filter(|_| length >= REGISTERED) else { return Place::unreadable() };
+        match reads::register_to_send(&endpoint.domain, memory) {
+            // Where no more memory may be locked, it is sent in pieces.
+            Err(_) => Place::unreadable(),
+            Ok(registration) => {
+                let place = Place::keyed(registration.address(), registration.remote_key());
+                self.offers.insert(operation, (peer, registration));
+                place
+            }
+        }
+    }
+
+    fn withdraw(&mut self, operation: u32) {
+        self.offers.remove(&operation);
+    }
+
+    fn fetch(
+        &mut self,
+        peer: u32,
+        place: Place,
+        memory: &mut LentMut,
+        length: usize,
+        operation: u32,
+    ) -> Result<Fetched, Broken> {
+        let Some(key) = place.key() else { return Ok(Fetched::Impossible) };
+        if !self.open(peer)? {
+            // Its offer came over the connection, whose news are on their way. The message comes in pieces.
+            return Ok(Fetched::Impossible);
+        }
+        let Some(link) = self.link(peer) else { return Ok(Fetched::Impossible) };
+        let domain = &self.endpoints[link.port].domain;
+        let Ok(registration) = reads::register_to_receive(domain, memory, length) else {
+            return Ok(Fetched::Impossible);
+        };
+        self.reads.add(peer, operation, registration, (place.address, key), length);
+        self.pump_reads();
+        Ok(Fetched::Started)
+    }
+
+    fn take_fetched(&mut self) -> Option<u32> {
+        self.reads.take_finished()
+    }
+
+    fn abandon(&mut self, operation: u32) {
+        let end = Instant::now() + LAST_WORDS;
+        while let Some((peer, count)) = self.reads.give_up(operation) {
+            let Some(link) = self.link(peer) else { break };
+            let State::Up(pair) = &link.state else { break };
+            let (port, number) = (link.port, pair.number());
+            match self.queues[port].reads_waiting(number) {
+                Ok(waiting) if waiting >= count => break,
+                Ok(_) if Instant::now() < end => std::hint::spin_loop(),
+                _ => {
+                    // Closing the connection ends the read for certain.
+                    let why = "a message that it sent was given up, and reading it did not end";
+                    self.lose(peer, why.to_owned());
+                    break;
+                }
+            }
+        }
+        self.reads.remove(operation);
+    }
+
+    fn forget(&mut self, peer: u32, why: &str) {
+        let told = self.broken.len();
+        self.lose(peer, why.to_owned());
+        // Who calls knows.
+        self.broken.truncate(told);
+    }
+}
+
+impl Drop for Verbs {
+    /// Waits until the peers' devices have what was sent: what is on its way when a connection is closed is lost.
+    fn drop(&mut self) {
+        let end = Instant::now() + LAST_WORDS;
+        let is_sending = |links: &[Option<Box<Link>>]| {
+            links.iter().flatten().any(|link| matches!(link.state, State::Up(_)) && link.is_sending())
+        };
+        while is_sending(&self.links) && Instant::now() < end {
+            self.take_news();
+            if !self.poll_once(&mut |_, _, _| {}) {
+                std::thread::yield_now();
+            }
+            // Nobody is told any more, and nothing given back.
+            for (peer, _) in std::mem::take(&mut self.failed) {
+                self.lose(peer, String::new());
+            }
+        }
+        self.desk.wish(Wish::Stop);
+        if let Some(service) = self.service.take() {
+            // It panics nowhere; if it did, the rank is at its end anyway.
+            let _ = service.join();
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! Long messages that this rank reads from their senders' memory, in parts that a device takes at once.
+#![expect(unsafe_code, reason = "registers memory that programs have lent to operations")]
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use roce_verbs::{Access, ProtectionDomain, Registration};
+
+use super::READS;
+use crate::messages::{Lent, LentMut};
+
+/// The most bytes of one RDMA read: below every device's limit, and long enough for its overhead not to count.
+const PART: usize = 256 * 1024;
+
+/// Memory that a peer may read until this is dropped.
+///
+/// # Errors
+/// If the system refuses.
+pub(super) fn register_to_send(
+    domain: &Arc<ProtectionDomain>,
+    memory: &Lent,
+) -> roce_verbs::Result<Registration> {
+    let bytes = memory.bytes();
+    // SAFETY: who lent it keeps it and does not write to it until the engine has forgotten the operation (`Lent::new`), and the engine
+    // withdraws an offer before that.
+    unsafe { Registration::new(domain, bytes.as_ptr(), bytes.len(), Access::PeersRead) }
+}
+
+/// Memory that this rank's own reads write to until this is dropped.
+///
+/// # Errors
+/// If the system refuses.
+pub(super) fn register_to_receive(
+    domain: &Arc<ProtectionDomain>,
+    memory: &mut LentMut,
+    length: usize,
+) -> roce_verbs::Result<Registration> {
+    let bytes = &mut memory.bytes()[..length];
+    // SAFETY: who lent it keeps it and leaves it alone until the engine has forgotten the operation (`LentMut::new`); the engine does not
+    // touch it until the read is over or abandoned, and does not forget the operation before.
+    unsafe { Registration::new(domain, bytes.as_mut_ptr(), length, Access::OwnWrite) }
+}
+
+/// A message that is being read.
+#[derive(Debug)]
+struct Read {
+    peer: u32,
+    registration: Registration,
+    from: (u64, u32),
+    length: usize,
+    /// Bytes that reads were started for.
+    begun: usize,
+    /// Bytes that have come.
+    come: usize,
+}
+
+/// The next part to be read.
+pub(super) struct Part<'a> {
+    pub(super) into: (&'a Registration, usize),
+    pub(super) from: (u64, u32),
+    pub(super) length: u32,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Reads {
+    /// By operation.
+    all: BTreeMap<u32, Read>,
+    /// Those that parts have to be begun of, first come first.
+    unbegun: VecDeque<u32>,
+    /// Parts under way by peer, in their order, which is the order in which they end: the operation, `None` if it was given up, and
+    /// bytes.
+    under_way: BTreeMap<u32, VecDeque<(Option<u32>, usize)>>,
+    /// Those that are over and not told yet, with their peers.
+    finished: VecDeque<(u32, u32)>,
+}
+
+impl Reads {
+    pub(super) fn add(
+        &mut self,
+        peer: u32,
+        operation: u32,
+        registration: Registration,
+        from: (u64, u32),
+        length: usize,
+    ) {
+        let read = Read { peer, registration, from, length, begun: 0, come: 0 };
+        self.all.insert(operation, read);
+        self.unbegun.push_back(operation);
+    }
+
+    /// The next part, with its peer, if there is one that may be begun.
+    pub(super) fn next(&mut self) -> Option<(u32, Part<'_>)> {
+        let place = self.unbegun.iter().position(|operation| {
+            let peer = self.all.get(operation).map(|read| read.peer);
+            let under_way = peer.and_then(|peer| self.under_way.get(&peer)).map_or(0, VecDeque::len);
+            under_way < usize::from(READS)
+        })?;
+        self.unbegun.swap(0, place);
+        let read = self.all.get(self.unbegun.front()?)?;
+        let length = (read.length - read.begun).min(PART);
+        let from = (read.from.0.wrapping_add(read.begun as u64), read.from.1);
+        let into = (&read.registration, read.begun);
+        Some((read.peer, Part { into, from, length: u32::try_from(length).unwrap_or(0) }))
+    }
+
+    /// The part that `next` gave is under way.
+    pub(super) fn started(&mut self) {
+        let Some(operation) = self.unbegun.front().copied() else { return };
+        let Some(read) = self.all.get_mut(&operation) else { return };
+        let length = (read.length - read.begun).min(PART);
+        read.begun += length;
+        self.under_way.entry(read.peer).or_default().push_back((Some(operation), length));
+        if read.begun == read.length {
+            self.unbegun.pop_front();
+        }
+    }
+
+    /// The eldest part of a peer has come.
+    pub(super) fn arrived(&mut self, peer: u32) {
+        let Some((operation, length)) = self.under_way.get_mut(&peer).and_then(VecDeque::pop_front) else {
+            return;
+        };
+        let Some(operation) = operation else { return };
+        let Some(read) = self.all.get_mut(&operation) else { return };
+        read.come += length;
+        if read.come == read.length {
+            // The registration ends before the operation is told to be over.
+            self.all.remove(&operation);
+            self.finished.push_back((operation, peer));
+        }
+    }
+
+    pub(super) fn take_finished(&mut self) -> Option<u32> {
+        self.finished.pop_front().map(|(operation, _)| operation)
+    }
+
+    /// Begins no more parts of an operation. Its peer, and how many of that peer's parts have to end until none of its own is under way;
+    /// `None` if none is.
+    pub(super) fn give_up(&mut self, operation: u32) -> Option<(u32, usize)> {
+        self.unbegun.retain(|other| *other != operation);
+        let peer = self.all.get(&operation)?.peer;
+        let last = self.under_way.get(&peer)?.iter().rposition(|(other, _)| *other == Some(operation))?;
+        Some((peer, last + 1))
+    }
+
+    /// Ends an operation's registration. Parts of it that have come and were not told yet are nobody's.
+    pub(super) fn remove(&mut self, operation: u32) {
+        self.finished.retain(|(other, _)| *other != operation);
+        let Some(read) = self.all.remove(&operation) else { return };
+        for part in self.under_way.get_mut(&read.peer).into_iter().flatten() {
+            if part.0 == Some(operation) {
+                part.0 = None;
+            }
+        }
+    }
+
+    /// Ends all of a peer's, whose connection is closed.
+    pub(super) fn forget(&mut self, peer: u32) {
+        self.under_way.remove(&peer);
+        self.finished.retain(|(_, other)| *other != peer);
+        let Self { all, unbegun, .. } = self;
+        all.retain(|operation, read| {
+            if read.peer == peer {
+                unbegun.retain(|other| other != operation);
+            }
+            read.peer != peer
+        });
+    }
+}
