@@ -1,6 +1,5 @@
 //! A group of ranks and what they say to each other.
 
-use std::cell::Cell;
 use std::fmt;
 use std::rc::Rc;
 
@@ -55,7 +54,8 @@ pub(crate) struct Group {
 
 impl Communicator {
     pub(crate) fn world(world: Rc<World>, nodes: Rc<Nodes>) -> Self {
-        let (ranks, rank, rounds) = ((0..world.size()).collect(), world.rank, Rc::clone(&world.rounds));
+        let (ranks, rank) = ((0..world.size()).collect(), world.rank);
+        let rounds = world.with_engine(|engine| engine.rounds(1));
         Self { world, ranks, rank, context: 0, rounds, nodes }
     }
 
@@ -63,8 +63,8 @@ impl Communicator {
     pub(crate) fn of(&self, ranks: Vec<u32>, context: Context, nodes: Nodes) -> Self {
         let rank = ranks.iter().position(|rank| *rank == self.world.rank).unwrap_or(0);
         let rank = u32::try_from(rank).unwrap_or(0);
-        let (world, rounds) = (Rc::clone(&self.world), Rounds::new(Cell::new(1)));
-        world.with_engine(|engine| engine.know_rounds(context + 1, &rounds));
+        let world = Rc::clone(&self.world);
+        let rounds = world.with_engine(|engine| engine.rounds(context + 1));
         Self { world, ranks: ranks.into(), rank, context, rounds, nodes: Rc::new(nodes) }
     }
 

@@ -6,7 +6,7 @@
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::rc::{Rc, Weak};
+use std::rc::Rc;
 
 use slab::Slab;
 
@@ -188,7 +188,7 @@ struct Core {
     broken: BTreeMap<u32, Broken>,
     windows: Windows,
     /// The round that is on in contexts of collectives.
-    rounds: HashMap<Context, Weak<Cell<u64>>>,
+    rounds: HashMap<Context, Rounds>,
     /// Offers and notices that wait in such contexts: somebody has to see to them.
     left_over: usize,
     /// A packet for a window, while it is taken.
@@ -452,14 +452,10 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    /// Messages of this context belong to rounds; those of rounds that are over belong to nobody.
-    pub(crate) fn know_rounds(&mut self, context: Context, rounds: &Rounds) {
-        self.core.rounds.retain(|_, rounds| rounds.strong_count() > 0);
-        if self.core.rounds.insert(context, Rc::downgrade(rounds)).is_none() {
-            // Other ranks may have made the communicator before this one.
-            let early = self.core.matching.waiting(context);
-            self.core.left_over += early.filter(|(label, message)| needs_care(*label, message)).count();
-        }
+    /// Messages of this context belong to rounds, which are counted from 1; those of rounds that are over belong to nobody. They are
+    /// counted on where the communicator is gone: its last messages may still come.
+    pub(crate) fn rounds(&mut self, context: Context) -> Rounds {
+        Rc::clone(self.core.rounds.entry(context).or_insert_with(|| Rounds::new(Cell::new(1))))
     }
 
     /// A message of the round of `tag` from a rank that wants something else than this one, and its bytes if they are here. That a
@@ -645,7 +641,7 @@ impl Core {
                 Waiting::Pieces(key) => self.take_kept(operation, label, key),
                 Waiting::Offered(offer) => {
                     let message = Received { label, length: offer.length };
-                    if self.rounds.contains_key(&context) {
+                    if watch::has_rounds(context) {
                         self.left_over -= 1;
                     }
                     self.fetches.push(Fetch { operation, message, offer });
@@ -783,7 +779,7 @@ impl Core {
                 }
             }
             None => {
-                if watch::is_notice(label.tag) && self.rounds.contains_key(&header.context) {
+                if watch::is_notice(label.tag) && watch::has_rounds(header.context) {
                     self.left_over += 1;
                 }
                 self.matching.keep(header.context, label, Waiting::Whole(bytes.to_vec()));
@@ -793,16 +789,13 @@ impl Core {
 
     /// Whether a message is of a round that is over. It is no receive's then, and never will be.
     fn is_past(&self, context: Context, tag: u32) -> bool {
-        // A communicator that is gone has no rounds any more.
-        let live = self.rounds.get(&context).map(|rounds| rounds.upgrade().map(|rounds| rounds.get()));
-        live.is_some_and(|live| live.is_none_or(|live| watch::is_past(tag, live)))
+        self.rounds.get(&context).is_some_and(|live| watch::is_past(tag, live.get()))
     }
 
     /// Lets go of the messages of rounds that are over. Who offered one is told that it may go on.
     fn clear_past(&mut self, context: Context) {
-        let Some(live) = self.rounds.get(&context).and_then(Weak::upgrade) else { return };
-        for (label, message) in self.matching.take_all(context, |label| watch::is_past(label.tag, live.get()))
-        {
+        let Some(live) = self.rounds.get(&context).map(|live| live.get()) else { return };
+        for (label, message) in self.matching.take_all(context, |label| watch::is_past(label.tag, live)) {
             match message {
                 Waiting::Offered(offer) => {
                     self.left_over -= 1;
@@ -942,7 +935,7 @@ impl Core {
             }
             None if self.is_past(context, label.tag) => self.refuse(label.source, offer.operation),
             None => {
-                if self.rounds.contains_key(&context) {
+                if watch::has_rounds(context) {
                     self.left_over += 1;
                 }
                 self.matching.keep(context, label, Waiting::Offered(offer));
@@ -1095,11 +1088,6 @@ fn withdraw(queue: &mut VecDeque<Outgoing>, operation: Operation, bytes: &[u8], 
             queue.insert(place + number, packet);
         }
     }
-}
-
-/// In contexts of collectives somebody has to see to offers and notices that wait.
-fn needs_care(label: Label, message: &Waiting) -> bool {
-    matches!(message, Waiting::Offered(_)) || watch::is_notice(label.tag)
 }
 
 fn nonsense(peer: u32) -> Broken {

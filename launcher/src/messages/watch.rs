@@ -74,6 +74,11 @@ impl fmt::Display for Call {
 /// The round of a communicator that is on, or will be next.
 pub(crate) type Rounds = Rc<Cell<u64>>;
 
+/// Whether a context is one of collectives: each communicator has two, the second for them.
+pub(crate) fn has_rounds(context: Context) -> bool {
+    context % 2 == 1
+}
+
 /// Whether a tag is of a round before the one with this number.
 pub(crate) fn is_past(tag: u32, number: u64) -> bool {
     let ago = number.wrapping_sub(u64::from(tag >> WANTS)) % NUMBERS;

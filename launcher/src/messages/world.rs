@@ -16,7 +16,7 @@ use crate::messages::communicator::Group;
 use crate::messages::engine::{Engine, Failure, Operation, Outcome, Received};
 use crate::messages::lent::{Lent, LentMut};
 use crate::messages::matching::{Context, Wanted};
-use crate::messages::watch::{Rounds, Watch};
+use crate::messages::watch::Watch;
 use crate::transport::Transports;
 
 /// A look at the engine that finds nothing, so many times, before others get the CPU: half a millisecond, which is longer than most
@@ -58,8 +58,6 @@ pub(crate) struct World {
     pub(crate) windows: RefCell<BTreeMap<Context, Group>>,
     /// How much was done without waiting for anybody.
     ticks: Cell<u64>,
-    /// Of the collectives of all ranks.
-    pub(crate) rounds: Rounds,
     /// The collective that this rank is in.
     pub(crate) watch: RefCell<Option<Watch>>,
     /// The rank that is waited for, if it is one.
@@ -76,12 +74,9 @@ impl World {
             _ => SPINS,
         };
         let nodes = (0..exchange.size()).map(|rank| exchange.node_of(rank).to_owned()).collect();
-        let rounds = Rounds::new(Cell::new(1));
-        let mut engine = Engine::new(rank, transports);
-        engine.know_rounds(1, &rounds);
         Self {
             rank,
-            engine: RefCell::new(engine),
+            engine: RefCell::new(Engine::new(rank, transports)),
             exchange: RefCell::new(Some(exchange)),
             nodes,
             timeout: Cell::new(None),
@@ -92,7 +87,6 @@ impl World {
             next_context: Cell::new(2),
             windows: RefCell::default(),
             ticks: Cell::new(0),
-            rounds,
             watch: RefCell::new(None),
             awaited: Cell::new(None),
         }

@@ -338,8 +338,7 @@ fn what_is_offered_before_a_communicator_is_made_is_received_after_it() {
     let (sent, mut room) = (bytes(0, 0, 5 * MOST), [0; 5 * MOST]);
     let send = engines[0].send(3, 1, 0, lend(&sent), false).unwrap().unwrap();
     (0..2).for_each(|_| engines.iter_mut().for_each(|engine| _ = engine.progress()));
-    let rounds = Rounds::new(Cell::new(1));
-    engines[1].know_rounds(3, &rounds);
+    let _rounds = engines[1].rounds(3);
     let receive = engines[1].receive(3, Wanted { source: Some(0), tag: Some(0) }, lend_mut(&mut room));
     (0..20).for_each(|_| engines.iter_mut().for_each(|engine| _ = engine.progress()));
     assert!(engines[0].is_over(send) && engines[1].is_over(receive));
