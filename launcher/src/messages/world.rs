@@ -19,9 +19,12 @@ use crate::messages::matching::{Context, Wanted};
 use crate::messages::watch::Watch;
 use crate::transport::Transports;
 
-/// A look at the engine that finds nothing, so many times, before others get the CPU: half a millisecond, which is longer than most
-/// waits. What else the node runs would keep it for a time slice.
+/// A look at the engine that finds nothing, so many times, before others get the CPU: what else the node runs would keep it for a
+/// time slice.
 const SPINS: u32 = 10_000;
+/// But no longer than this, with a look at the clock after so many looks: most waits are shorter.
+const SPIN: Duration = Duration::from_micros(300);
+const TICK: u32 = 64;
 /// The same where ranks are on other nodes too: a look at the network asks the kernel, and waits are longer.
 const FEW: u32 = 200;
 /// So many looks at one peer alone, before a receive gets an operation and the engine looks at all.
@@ -274,18 +277,21 @@ impl World {
         what: &dyn fmt::Display,
         mut look: impl FnMut() -> Option<T>,
     ) -> Result<T> {
-        let mut started = None;
+        let (mut started, mut spinning) = (None, None);
         let mut idle = 0_u32;
         loop {
             if let Some(found) = look() {
                 return Ok(found);
             }
             if self.progress() {
-                idle = 0;
+                (idle, spinning) = (0, None);
                 continue;
             }
             idle = idle.saturating_add(1);
             if idle < self.spins {
+                if idle.is_multiple_of(TICK) && spinning.get_or_insert_with(Instant::now).elapsed() > SPIN {
+                    idle = self.spins;
+                }
                 std::hint::spin_loop();
                 continue;
             }
