@@ -79,7 +79,8 @@ impl Tier {
                 &["clippy", "-p", "roce-tests", "--test", "slurm", "--test", "lab", "--", "-D", "warnings"],
                 &["clippy", "-p", "roce-plugin-host", "--test", "host", "--", "-D", "warnings"],
             ],
-            Self::Unit => &[&["test", "--workspace"]],
+            // One broken program must not hide what is wrong with the next.
+            Self::Unit => &[&["test", "--workspace", "--no-fail-fast"]],
             Self::Host => &[&["test", "-p", "roce-plugin-host", "--test", "host"]],
             Self::Slurm => &[&["test", "-p", "roce-tests", "--test", "slurm"]],
             // Not cargo's: see `in_brief`.
