@@ -357,9 +357,12 @@ fn a_huge_length_is_refused_without_waiting_for_it() {
 #[test]
 fn a_rank_that_gives_up_tells_all_why() {
     let place = |step: (u32, u32), rank| place(step.0, &[("127.0.0.1", 2); 3], rank);
+    // Who has not returned from joining yet would hear of it there.
+    let all_have_joined = std::sync::Barrier::new(6);
     run_as(step(6), place, |identity| {
         let rank = identity.rank;
         let mut joined = Bootstrap::join(identity, Some(&secret()), &options()).unwrap();
+        all_have_joined.wait();
         if rank == 3 {
             return joined.abort("no more disk space");
         }
