@@ -361,8 +361,9 @@ fn a_rank_that_gives_up_tells_all_why() {
     let all_have_joined = std::sync::Barrier::new(6);
     run_as(step(6), place, |identity| {
         let rank = identity.rank;
-        let mut joined = Bootstrap::join(identity, Some(&secret()), &options()).unwrap();
+        let joined = Bootstrap::join(identity, Some(&secret()), &options());
         all_have_joined.wait();
+        let mut joined = joined.unwrap();
         if rank == 3 {
             return joined.abort("no more disk space");
         }
