@@ -30,14 +30,24 @@ pub fn listen(ports: &[u16]) -> io::Result<TcpListener> {
 }
 
 fn listen_at(address: IpAddr, port: u16) -> io::Result<TcpListener> {
+    // Two that begin to listen at the same moment can both be refused: Linux marks each as a listener before it looks
+    // for others. Then nobody has the port, and each tries again; one that is really taken is refused by `bind`.
+    const MOST_TRIES: usize = 100;
     let address = SocketAddr::new(address, port);
-    let listener = new_socket(address)?;
-    setsockopt(&listener, sockopt::ReuseAddr, &true)?;
-    bind(listener.as_raw_fd(), &SockaddrStorage::from(address))?;
-    // As many as the kernel allows (net.core.somaxconn): where strangers fill the queue, a neighbour's call is
-    // dropped, and its kernel calls again only after a second.
-    listen_on(&listener, Backlog::MAXALLOWABLE)?;
-    Ok(listener.into())
+    let mut last = io::Error::from(ErrorKind::AddrInUse);
+    for _ in 0..MOST_TRIES {
+        let listener = new_socket(address)?;
+        setsockopt(&listener, sockopt::ReuseAddr, &true)?;
+        bind(listener.as_raw_fd(), &SockaddrStorage::from(address))?;
+        // As many as the kernel allows (net.core.somaxconn): where strangers fill the queue, a neighbour's call is
+        // dropped, and its kernel calls again only after a second.
+        match listen_on(&listener, Backlog::MAXALLOWABLE) {
+            Ok(()) => return Ok(listener.into()),
+            Err(Errno::EADDRINUSE) => last = Errno::EADDRINUSE.into(),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(last)
 }
 
 fn new_socket(for_address: SocketAddr) -> io::Result<OwnedFd> {
@@ -100,4 +110,39 @@ fn information(socket: &impl AsFd) -> Option<libc::tcp_info> {
 pub(crate) fn limit_silence(socket: &impl AsFd, limit: Duration) -> io::Result<()> {
     setsockopt(socket, sockopt::TcpUserTimeout, &u32::try_from(limit.as_millis()).unwrap_or(u32::MAX))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Barrier;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    /// Linux refuses both about once in 10,000 times where two listen within the same microsecond.
+    #[test]
+    fn of_two_that_listen_on_a_port_at_the_same_moment_one_gets_it() {
+        const ROUNDS: usize = 60_000;
+        let port = TcpListener::bind((Ipv6Addr::UNSPECIFIED, 0)).unwrap().local_addr().unwrap().port();
+        let (arrived, listening) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let both = Barrier::new(2);
+        let rank = || {
+            for round in 0..ROUNDS {
+                // A barrier wakes one after the other; these two see the same store.
+                arrived.fetch_add(1, Ordering::SeqCst);
+                while arrived.load(Ordering::SeqCst) < 2 * (round + 1) {
+                    std::hint::spin_loop();
+                }
+                let listener = listen(&[port]);
+                listening.fetch_add(usize::from(listener.is_ok()), Ordering::SeqCst);
+                both.wait();
+                assert_eq!(listening.load(Ordering::SeqCst), round + 1, "in round {round}");
+                drop(listener);
+                both.wait();
+            }
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(rank);
+            rank();
+        });
+    }
 }
