@@ -6,7 +6,7 @@ use roce_types::{Gid, TrafficClass};
 use serde::{Deserialize, Serialize};
 
 use crate::assignment::{Assignment, Nic};
-use crate::collectives::Ticket;
+use crate::memory_file;
 use crate::transport::Cards;
 
 /// One NIC port as the other ranks need to know it.
@@ -31,7 +31,7 @@ pub(crate) struct Card {
     /// What its environment says about algorithms of collectives.
     pub(crate) algorithms: String,
     /// Where the ranks of its node share memory for collectives, if it leads them; or why not.
-    pub(crate) collectives: Option<Result<Ticket, String>>,
+    pub(crate) collectives: Option<Result<memory_file::Card, String>>,
 }
 
 /// One end of a queue pair, for the rank at the other end.

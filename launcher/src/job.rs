@@ -92,8 +92,8 @@ impl Job {
         });
         let ((nics, prepared, mut nodes), cards) = agree(&mut exchange, opened)?;
         same_algorithms(&exchange, &cards)?;
-        if let Some(ticket) = cards[nodes.leader() as usize].collectives.clone() {
-            nodes.set_ticket(ticket);
+        if let Some(card) = cards[nodes.leader() as usize].collectives.clone() {
+            nodes.set_card(card);
         }
         let transports = prepared.meet(&exchange, &cards);
         let transports = transports.map_err(|error| refused(error.to_string()))?;

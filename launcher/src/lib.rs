@@ -94,6 +94,7 @@ mod endpoint;
 mod environment;
 mod error;
 mod job;
+mod memory_file;
 mod messages;
 mod queue_pair;
 mod rail;

@@ -65,16 +65,16 @@ impl Communicator {
                 let here: Vec<u32> =
                     nodes.here().iter().filter_map(|rank| self.rank_here(ranks[*rank as usize])).collect();
                 if here[0] == team.rank() {
-                    let ticket = nodes.create();
+                    let card = nodes.create();
                     let told: Vec<u8> =
-                        serde_json::to_vec(&ticket).map_err(|source| Error::Unwritable { source })?;
+                        serde_json::to_vec(&card).map_err(|source| Error::Unwritable { source })?;
                     here[1..].iter().try_for_each(|rank| team.send(*rank, &told))?;
-                    nodes.set_ticket(ticket);
+                    nodes.set_card(card);
                 } else {
                     let told: Vec<u8> = team.receive_vec(here[0])?;
-                    let ticket = serde_json::from_slice(&told);
-                    nodes.set_ticket(
-                        ticket.unwrap_or_else(|error| Err(format!("its leader sent no ticket: {error}"))),
+                    let card = serde_json::from_slice(&told);
+                    nodes.set_card(
+                        card.unwrap_or_else(|error| Err(format!("its leader sent no card: {error}"))),
                     );
                 }
             }

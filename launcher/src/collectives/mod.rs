@@ -23,7 +23,6 @@ use bytemuck::Pod;
 
 pub(crate) use choose::{ALGORITHMS, Overrides};
 pub use choose::{Algorithm, Choice, Collective};
-pub(crate) use node::Ticket;
 pub(crate) use nodes::Nodes;
 pub use operator::{And, Max, Min, Operator, Or, Product, Sum, Xor};
 

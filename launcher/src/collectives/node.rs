@@ -1,9 +1,8 @@
-//! Memory that the ranks of one node share for the collectives of one communicator: a memory file without a name, made by their
-//! leader and mapped by the others through `/proc/PID/fd/N`, as inboxes are.
+//! Memory that the ranks of one node share for the collectives of one communicator: a [memory file](crate::memory_file), made by
+//! their leader and mapped by the others.
 //!
 //! ```text
-//! 0     a token                 written by the leader, before anybody is told of the file
-//! 4096  for each rank its cells, and the words that say how far it is
+//! 0     for each rank its cells, and the words that say how far it is
 //! ...   for each rank two halves of room for data, used in turn
 //! ```
 //!
@@ -12,17 +11,14 @@
 //! When a rank may write to a place again, is [`super::nodes`]' business.
 #![expect(unsafe_code, reason = "memory that other processes write")]
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::ptr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use memmap2::MmapRaw;
-use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl};
-use nix::sys::memfd::{MFdFlags, memfd_create};
-use serde::{Deserialize, Serialize};
+
+use crate::memory_file::{self, Card};
 
 /// Two cache lines, which processors like to fetch together.
 const LINE: usize = 128;
@@ -31,7 +27,6 @@ const LINES: usize = 8;
 const FINISHED: usize = 4;
 const PROGRESS: usize = 5;
 const CPUS: usize = 6;
-const FIRST: usize = 4096;
 
 /// Words of a cell: the round, the signature, the length, the payload.
 const ROUND: usize = 0;
@@ -42,16 +37,6 @@ const PAYLOAD: usize = 3;
 pub(super) const SHORT: usize = 40;
 /// Words for CPUs: of so many times 64.
 const CPU_WORDS: usize = LINE / 8 - 1;
-
-/// How the other ranks of the node find the memory.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Ticket {
-    pub(super) pid: i32,
-    /// In that process's list of open files.
-    pub(super) descriptor: i32,
-    pub(super) token: [u8; 16],
-}
 
 /// From whom to whom a cell is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -88,59 +73,23 @@ pub(super) const fn half(ranks: usize) -> usize {
 }
 
 const fn bytes(ranks: usize) -> usize {
-    FIRST + (ranks * LINES * LINE).next_multiple_of(4096) + ranks * 2 * half(ranks)
+    (ranks * LINES * LINE).next_multiple_of(4096) + ranks * 2 * half(ranks)
 }
 
 impl Memory {
     /// For so many ranks, by their leader.
-    pub(crate) fn create(ranks: usize) -> io::Result<(Self, Ticket)> {
-        let mut token = [0; 16];
-        getrandom::fill(&mut token).map_err(|error| io::Error::other(format!("no random bytes: {error}")))?;
-        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
-        let file = File::from(memfd_create("roce-launcher-collectives", flags)?);
-        file.set_len(bytes(ranks) as u64)?;
-        let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
-        fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
-        let ticket = Ticket { pid: nix::unistd::Pid::this().as_raw(), descriptor: file.as_raw_fd(), token };
-        let mut memory = Self::map(&file, ranks)?;
-        memory._file = Some(file);
-        let words: [u64; 2] = bytemuck::cast(token);
-        memory.word(0).store(words[0], Ordering::Relaxed);
-        memory.word(8).store(words[1], Ordering::Relaxed);
-        Ok((memory, ticket))
+    pub(crate) fn create(ranks: usize) -> io::Result<(Self, Card)> {
+        let (file, card) = memory_file::create("roce-launcher-collectives", bytes(ranks) as u64)?;
+        let map = Self::map(&file, ranks)?;
+        Ok((Self { _file: Some(file), ..map }, card))
     }
 
     /// The memory that another rank of the node made for so many.
-    pub(crate) fn open(ranks: usize, ticket: Ticket) -> io::Result<Self> {
-        let wrong = |problem: &str| Err(io::Error::new(io::ErrorKind::InvalidData, problem.to_owned()));
-        let path = format!("/proc/{}/fd/{}", ticket.pid, ticket.descriptor);
-        // What is opened could be anything, if the number means another process here: opening it must have no effect.
-        let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
-        if !std::fs::metadata(&path)?.is_file() {
-            return wrong("it is no file with memory");
-        }
-        let file = OpenOptions::new().read(true).write(true).custom_flags(flags.bits()).open(&path)?;
-        if file.metadata()?.uid() != nix::unistd::geteuid().as_raw() {
-            return wrong("it belongs to another user");
-        }
-        let memory = Self::map(&file, ranks)?;
-        let words = [0, 8].map(|offset| memory.word(offset).load(Ordering::Relaxed));
-        if bytemuck::cast::<_, [u8; 16]>(words) != ticket.token {
-            return wrong(
-                "it is not the one that was made for these ranks; do they run in different containers?",
-            );
-        }
-        Ok(memory)
+    pub(crate) fn open(ranks: usize, card: &Card) -> io::Result<Self> {
+        Self::map(&memory_file::open(card, bytes(ranks) as u64)?, ranks)
     }
 
     fn map(file: &File, ranks: usize) -> io::Result<Self> {
-        let seals = SealFlag::from_bits_truncate(fcntl(file, FcntlArg::F_GET_SEALS)?);
-        let length = file.metadata()?.len();
-        if !seals.contains(SealFlag::F_SEAL_SHRINK) || length != bytes(ranks) as u64 {
-            let problem =
-                format!("it has {length} bytes, not {}; do all ranks run the same build?", bytes(ranks));
-            return Err(io::Error::new(io::ErrorKind::InvalidData, problem));
-        }
         Ok(Self { map: MmapRaw::map_raw(file)?, ranks, half: half(ranks), _file: None })
     }
 
@@ -150,7 +99,7 @@ impl Memory {
     }
 
     fn word(&self, offset: usize) -> &AtomicU64 {
-        assert!(offset < FIRST + self.ranks * LINES * LINE && offset.is_multiple_of(8));
+        assert!(offset < self.ranks * LINES * LINE && offset.is_multiple_of(8));
         // SAFETY: that is within the map, which begins at a page and can't become shorter, as it is sealed; and what lies there
         // is accessed as atomic words only, by all processes.
         unsafe { &*self.map.as_mut_ptr().add(offset).cast::<AtomicU64>() }
@@ -158,7 +107,7 @@ impl Memory {
 
     fn line(&self, rank: usize, line: usize, word: usize) -> &AtomicU64 {
         assert!(rank < self.ranks && line < LINES && word < LINE / 8);
-        self.word(FIRST + (rank * LINES + line) * LINE + word * 8)
+        self.word((rank * LINES + line) * LINE + word * 8)
     }
 
     /// The round up to which a rank has finished everything.
@@ -234,7 +183,7 @@ impl Memory {
     /// Where so many bytes of a rank's half are; even and odd turns have different ones.
     fn room(&self, rank: usize, turn: u64, offset: usize, length: usize) -> *mut u8 {
         assert!(rank < self.ranks && offset <= self.half && length <= self.half - offset);
-        let halves = FIRST + (self.ranks * LINES * LINE).next_multiple_of(4096);
+        let halves = (self.ranks * LINES * LINE).next_multiple_of(4096);
         // SAFETY: the map has two halves for each of the ranks there.
         unsafe { self.map.as_mut_ptr().add(halves + (2 * rank + (turn % 2) as usize) * self.half + offset) }
     }
@@ -267,8 +216,8 @@ mod tests {
 
     #[test]
     fn what_a_rank_posts_the_others_take() {
-        let (leader, ticket) = Memory::create(3).unwrap();
-        let other = Memory::open(3, ticket).unwrap();
+        let (leader, card) = Memory::create(3).unwrap();
+        let other = Memory::open(3, &card).unwrap();
         for length in [0, 1, 8, SHORT, SHORT + 1, half(3)] {
             let data: Vec<u8> = (0..length).map(|place| place as u8).collect();
             for (round, way) in [(1, Way::Up), (2, Way::Down), (5, Way::Up)] {
@@ -284,16 +233,5 @@ mod tests {
         assert_eq!(leader.cpus(), None);
         (0..3).for_each(|rank| leader.tell_cpus(rank, [1, 64, 90 + rank, 1 << 20].into_iter()));
         assert_eq!(other.cpus(), Some(5));
-    }
-
-    #[test]
-    fn what_is_not_the_leaders_memory_is_refused() {
-        let (leader, ticket) = Memory::create(2).unwrap();
-        let error = |ranks, ticket| Memory::open(ranks, ticket).unwrap_err().to_string();
-        assert!(error(3, ticket).contains("same build"));
-        assert!(error(2, Ticket { token: [1; 16], ..ticket }).contains("containers"));
-        let null = File::open("/dev/null").unwrap();
-        assert!(error(2, Ticket { descriptor: null.as_raw_fd(), ..ticket }).contains("no file"));
-        drop(leader);
     }
 }

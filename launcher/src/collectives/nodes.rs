@@ -6,9 +6,10 @@ use std::sync::atomic::Ordering;
 
 use crate::collectives::choose::{Choice, Collective, Layout, Overrides, choose};
 use crate::collectives::local::Local;
-use crate::collectives::node::{Memory, Ticket, half};
+use crate::collectives::node::{Memory, half};
 use crate::collectives::round::Round;
 use crate::error::{Error, Result};
+use crate::memory_file::Card;
 
 /// The nodes of a communicator.
 #[derive(Debug)]
@@ -24,7 +25,7 @@ pub(crate) struct Nodes {
     pub(super) place: usize,
     memory: OnceCell<Memory>,
     /// Where it is, if another rank made it; or why there is none.
-    ticket: std::result::Result<Ticket, String>,
+    card: std::result::Result<Card, String>,
     /// All ranks of the node have finished all rounds before this one.
     pub(super) past: Cell<u64>,
     /// The round in which this rank last wrote to its cells and halves of even and odd rounds.
@@ -66,7 +67,7 @@ impl Nodes {
             here,
             place,
             memory: OnceCell::new(),
-            ticket: Err("nobody made any".to_owned()),
+            card: Err("nobody made any".to_owned()),
             past: Cell::new(1),
             written: [Cell::new(0), Cell::new(0)],
             finished: Cell::new(0),
@@ -93,15 +94,15 @@ impl Nodes {
     }
 
     /// Makes the memory, by the leader.
-    pub(crate) fn create(&mut self) -> std::result::Result<Ticket, String> {
-        let (memory, ticket) = Memory::create(self.here.len()).map_err(|error| error.to_string())?;
+    pub(crate) fn create(&mut self) -> std::result::Result<Card, String> {
+        let (memory, card) = Memory::create(self.here.len()).map_err(|error| error.to_string())?;
         self.memory = OnceCell::from(memory);
-        Ok(ticket)
+        Ok(card)
     }
 
     /// Where the leader made it, or why it could not.
-    pub(crate) fn set_ticket(&mut self, ticket: std::result::Result<Ticket, String>) {
-        self.ticket = ticket;
+    pub(crate) fn set_card(&mut self, card: std::result::Result<Card, String>) {
+        self.card = card;
     }
 
     /// What a collective does with so many elements.
@@ -124,10 +125,10 @@ impl Nodes {
         if let Some(memory) = self.memory.get() {
             return Ok(memory);
         }
-        let opened = self.ticket.clone().and_then(|ticket| {
-            let path = format!("/proc/{}/fd/{}", ticket.pid, ticket.descriptor);
-            Memory::open(self.here.len(), ticket).map_err(|error| format!("{path}: {error}"))
-        });
+        let opened = self
+            .card
+            .clone()
+            .and_then(|card| Memory::open(self.here.len(), &card).map_err(|error| error.to_string()));
         let world = &round.communicator.world;
         let memory = opened.map_err(|why| {
             let node = world.node_of(world.rank).to_owned();

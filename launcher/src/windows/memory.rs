@@ -1,32 +1,17 @@
-//! Where a window's memory comes from. Ranks of one node map each other's: it is a memory file without a name, which the others
-//! open as `/proc/PID/fd/N` while all of them wait for each other, and which lives as long as one of them has it mapped. So
-//! there is nothing that could be left behind, and what a rank maps stays there when its owner ends.
+//! Where a window's memory comes from. Ranks of one node map each other's: it is a [memory file](crate::memory_file), which the
+//! others open while all of them wait for each other, and which lives as long as one of them has it mapped.
 #![expect(unsafe_code, reason = "memory that other processes write")]
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::sync::atomic::AtomicU64;
 
 use memmap2::MmapRaw;
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl, posix_fallocate};
-use nix::sys::memfd::{MFdFlags, memfd_create};
-use serde::{Deserialize, Serialize};
+use nix::fcntl::posix_fallocate;
 
 use super::words;
-
-/// How other ranks of a node find a rank's memory.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Card {
-    pid: i32,
-    descriptor: i32,
-    /// Which file it is, wherever it is opened.
-    device: u64,
-    inode: u64,
-}
+use crate::memory_file::{self, Card};
 
 /// Words, all zero at first.
 #[derive(Debug)]
@@ -56,10 +41,8 @@ impl Memory {
     /// If the operating system refuses.
     pub(super) fn shared(bytes: usize) -> io::Result<(Self, File, Card)> {
         is_there(bytes)?;
-        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
-        let file = File::from(memfd_create("roce-launcher-window", flags)?);
         let length = length_of_file(bytes)?;
-        file.set_len(length)?;
+        let (file, card) = memory_file::create("roce-launcher-window", length)?;
         // Memory that is not there is an error now, and not a signal at the first access. It's near the CPU that this runs on.
         let size = i64::try_from(length).map_err(io::Error::other)?;
         while let Err(errno) = posix_fallocate(&file, 0, size) {
@@ -67,15 +50,6 @@ impl Memory {
                 return Err(errno.into());
             }
         }
-        let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
-        fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
-        let about = file.metadata()?;
-        let card = Card {
-            pid: nix::unistd::Pid::this().as_raw(),
-            descriptor: file.as_raw_fd(),
-            device: about.dev(),
-            inode: about.ino(),
-        };
         Ok((Self::map(&file, bytes)?, file, card))
     }
 
@@ -84,26 +58,7 @@ impl Memory {
     /// # Errors
     /// If it can't be opened, or is not what the card says.
     pub(super) fn open(card: &Card, bytes: usize) -> io::Result<Self> {
-        let path = format!("/proc/{}/fd/{}", card.pid, card.descriptor);
-        let wrong =
-            |problem: String| Err(io::Error::new(io::ErrorKind::InvalidData, format!("{path}: {problem}")));
-        // What is opened could be anything, if the number means another process here: opening it must have no effect.
-        let about = std::fs::metadata(&path)?;
-        if !about.is_file() || (about.dev(), about.ino()) != (card.device, card.inode) {
-            return wrong("it is not that rank's window; does the rank run in another container?".to_owned());
-        }
-        let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
-        let file = OpenOptions::new().read(true).write(true).custom_flags(flags.bits()).open(&path)?;
-        let about = file.metadata()?;
-        let seals = SealFlag::from_bits_truncate(fcntl(&file, FcntlArg::F_GET_SEALS)?);
-        if (about.dev(), about.ino()) != (card.device, card.inode)
-            || !seals.contains(SealFlag::F_SEAL_SHRINK)
-            || about.len() != length_of_file(bytes)?
-        {
-            let length = about.len();
-            return wrong(format!("it has {length} bytes and the seals {seals:?}, where {bytes} are told"));
-        }
-        Self::map(&file, bytes)
+        Self::map(&memory_file::open(card, length_of_file(bytes)?)?, bytes)
     }
 
     fn map(file: &File, bytes: usize) -> io::Result<Self> {
@@ -167,20 +122,6 @@ mod tests {
                 assert_eq!(other.words().last().unwrap().load(Ordering::Relaxed), 7);
             }
         }
-    }
-
-    #[test]
-    fn another_file_is_refused() {
-        let (_memory, _file, card) = Memory::shared(100).unwrap();
-        let (_another, another_file, another_card) = Memory::shared(100).unwrap();
-        let wrong = Card { descriptor: another_file.as_raw_fd(), ..card };
-        let error = Memory::open(&wrong, 100).unwrap_err().to_string();
-        assert!(error.contains("is not that rank's window"), "{error}");
-        let error = Memory::open(&another_card, 10_000).unwrap_err().to_string();
-        assert!(error.contains("where 10000 are told"), "{error}");
-        let (null, this) = (File::open("/dev/null").unwrap(), card.pid);
-        let wrong = Card { descriptor: null.as_raw_fd(), pid: this, ..card };
-        assert!(Memory::open(&wrong, 100).is_err());
     }
 
     #[test]

@@ -6,10 +6,11 @@ use std::rc::Rc;
 use bytemuck::Pod;
 use serde::{Deserialize, Serialize};
 
-use super::memory::{self, Memory};
+use super::memory::Memory;
 use super::window::{Part, Way, Window};
 use crate::agree::agree_by;
 use crate::error::{Error, Result};
+use crate::memory_file;
 use crate::messages::Communicator;
 
 /// What a rank tells about its memory.
@@ -21,7 +22,7 @@ struct Card {
     /// Of an element, in bytes.
     size: usize,
     /// `None` where nobody else could map it.
-    memory: Option<memory::Card>,
+    memory: Option<memory_file::Card>,
 }
 
 impl Communicator {
@@ -126,7 +127,7 @@ impl Communicator {
     }
 }
 
-type Made = (Memory, Option<std::fs::File>, Option<memory::Card>);
+type Made = (Memory, Option<std::fs::File>, Option<memory_file::Card>);
 
 fn make<T>(length: usize, is_shared: bool) -> Result<Made, String> {
     let made = length.checked_mul(size_of::<T>()).ok_or_else(too_long).and_then(|bytes| {

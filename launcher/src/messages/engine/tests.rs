@@ -7,6 +7,7 @@ use std::rc::Rc;
 use proptest::prelude::*;
 
 use super::*;
+use crate::transport::{Payload, Place};
 
 /// What is on its way, by sender and receiver.
 type Wires = Rc<RefCell<BTreeMap<(u32, u32), VecDeque<(Header, Vec<u8>)>>>>;

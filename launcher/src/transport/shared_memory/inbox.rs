@@ -1,11 +1,8 @@
-//! Where the other ranks of a node put what is for one of them: a memory file without a name, with a ring for each of them.
-//!
-//! They map it through `/proc/PID/fd/N`. So there is nothing that could be left behind, however a rank ends, and what was sent
-//! to a rank stays readable for it when the sender has gone. The file can't become shorter (it is sealed), so no access to it
-//! can fail later.
+//! Where the other ranks of a node put what is for one of them: a [memory file](crate::memory_file), with a ring for each of them.
+//! What was sent to a rank stays readable for it when the sender has gone.
 //!
 //! ```text
-//! 0     a token                          written by the owner, before anybody is told of the inbox
+//! 0     whether the owner does nothing but wait
 //! 64    how many have connected          looked at by the owner, which then looks at the bits
 //! 128   who has connected, a bit each
 //! ...   for each rank a line: how far the owner has taken from its ring, and what that costs
@@ -13,19 +10,16 @@
 //! ```
 #![expect(unsafe_code, reason = "memory that other processes write")]
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use memmap2::MmapRaw;
-use nix::fcntl::{FcntlArg, OFlag, SealFlag, fcntl};
-use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::ring::{LINE, LINES, Place, Reader, Told, Writer};
+use crate::memory_file::{self, Card};
 
-const TOKEN: usize = 0;
+const WAITS: usize = 0;
 const CONNECTED: usize = 64;
 const BITS: usize = 128;
 /// A ring's lines; long payloads come behind them.
@@ -72,15 +66,6 @@ struct Memory {
 
 impl Memory {
     fn new(file: &File, layout: Layout) -> io::Result<Self> {
-        let seals = SealFlag::from_bits_truncate(fcntl(file, FcntlArg::F_GET_SEALS)?);
-        let length = file.metadata()?.len();
-        if !seals.contains(SealFlag::F_SEAL_SHRINK) || length != layout.bytes() as u64 {
-            let problem = format!(
-                "it has {length} bytes and the seals {seals:?}, not {} bytes and F_SEAL_SHRINK; do all ranks run the same build?",
-                layout.bytes()
-            );
-            return Err(io::Error::new(io::ErrorKind::InvalidData, problem));
-        }
         Ok(Self { map: MmapRaw::map_raw(file)?, layout })
     }
 
@@ -96,11 +81,6 @@ impl Memory {
         unsafe { &*self.at(offset).cast::<AtomicU64>() }
     }
 
-    fn token(&self) -> [u8; 16] {
-        let words = [TOKEN, TOKEN + 8].map(|offset| self.word(offset).load(Ordering::Relaxed));
-        bytemuck::cast(words)
-    }
-
     fn ring(&self, rank: usize) -> Place {
         assert!(rank < self.layout.ranks);
         let told = self.at(self.layout.told(rank)).cast::<Told>();
@@ -113,7 +93,9 @@ impl Memory {
 #[derive(Debug)]
 pub(super) struct Inbox {
     memory: Memory,
-    file: File,
+    card: Card,
+    /// The others open it through this process.
+    _file: File,
     /// How many had connected when the bits were last looked at.
     seen: u64,
     /// Who had, a bit each.
@@ -124,21 +106,13 @@ pub(super) struct Inbox {
 }
 
 impl Inbox {
-    pub(super) fn new(layout: Layout, token: [u8; 16]) -> io::Result<Self> {
-        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
-        let file = File::from(memfd_create("roce-launcher-inbox", flags)?);
-        file.set_len(layout.bytes() as u64)?;
-        fcntl(
-            &file,
-            FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL),
-        )?;
+    pub(super) fn new(layout: Layout) -> io::Result<Self> {
+        let (file, card) = memory_file::create("roce-launcher-inbox", layout.bytes() as u64)?;
         let memory = Memory::new(&file, layout)?;
-        let words: [u64; 2] = bytemuck::cast(token);
-        memory.word(TOKEN).store(words[0], Ordering::Relaxed);
-        memory.word(TOKEN + 8).store(words[1], Ordering::Relaxed);
         Ok(Self {
             memory,
-            file,
+            card,
+            _file: file,
             seen: 0,
             admitted: vec![0; layout.ranks.div_ceil(64)],
             senders: Vec::new(),
@@ -146,15 +120,19 @@ impl Inbox {
         })
     }
 
-    /// The file's number in this process.
-    pub(super) fn descriptor(&self) -> i32 {
-        self.file.as_raw_fd()
+    pub(super) fn card(&self) -> Card {
+        self.card
     }
 
     /// Where a rank's ring begins in the file.
     #[cfg(test)]
     pub(super) fn ring_offset(&self, rank: usize) -> u64 {
         self.memory.layout.ring(rank) as u64
+    }
+
+    /// Tells the others whether this rank does nothing but wait.
+    pub(super) fn set_waiting(&self, waits: bool) {
+        self.memory.word(WAITS).store(waits.into(), Ordering::Relaxed);
     }
 
     /// Whether [`Inbox::admit`] has something to do.
@@ -214,39 +192,24 @@ impl Inbox {
 pub(super) struct Outgoing {
     writer: Writer,
     /// Keeps the ring mapped.
-    _memory: Memory,
+    memory: Memory,
 }
 
 impl Outgoing {
-    /// Maps the inbox of the rank that runs as `pid` and has it open as `descriptor`, for the rank with the place `rank`
-    /// among the node's. To be called once for each peer.
-    pub(super) fn open(
-        layout: Layout,
-        pid: i32,
-        descriptor: i32,
-        token: [u8; 16],
-        rank: usize,
-    ) -> io::Result<Self> {
-        let wrong = |problem: &str| Err(io::Error::new(io::ErrorKind::InvalidData, problem.to_owned()));
-        let path = format!("/proc/{pid}/fd/{descriptor}");
-        // What is opened could be anything, if the number means another process here: opening it must have no effect.
-        let flags = OFlag::O_NONBLOCK | OFlag::O_NOCTTY;
-        if !std::fs::metadata(&path)?.is_file() {
-            return wrong("it is no file with memory");
-        }
-        let file = OpenOptions::new().read(true).write(true).custom_flags(flags.bits()).open(&path)?;
-        if file.metadata()?.uid() != nix::unistd::geteuid().as_raw() {
-            return wrong("it belongs to another user");
-        }
+    /// Maps a peer's inbox, for the rank with the place `rank` among the node's. To be called once for each peer.
+    pub(super) fn open(layout: Layout, card: &Card, rank: usize) -> io::Result<Self> {
+        let file = memory_file::open(card, layout.bytes() as u64)?;
         let memory = Memory::new(&file, layout)?;
-        if memory.token() != token {
-            return wrong("it is not that rank's inbox; does the rank run in another container?");
-        }
         // SAFETY: the ring is within the map, which is dropped after the writer. It's this rank's ring, which connects once.
         let writer = unsafe { Writer::new(memory.ring(rank)) };
         memory.word(BITS + rank / 64 * 8).fetch_or(1 << (rank % 64), Ordering::Release);
         memory.word(CONNECTED).fetch_add(1, Ordering::Release);
-        Ok(Self { writer, _memory: memory })
+        Ok(Self { writer, memory })
+    }
+
+    /// Whether the peer does nothing but wait.
+    pub(super) fn owner_waits(&self) -> bool {
+        self.memory.word(WAITS).load(Ordering::Relaxed) != 0
     }
 
     pub(super) fn is_far(&self) -> bool {

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use self::inbox::{Inbox, Layout, Outgoing};
 use self::ring::most;
 use super::{Broken, Header, Look, Payload, Transport};
+use crate::memory_file;
 
 /// Packets from one peer that one poll gives at most, so that nobody is starved.
 const TURN: usize = 16;
@@ -29,10 +30,8 @@ const PIECE: usize = 2 << 10;
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Card {
-    pid: i32,
-    /// Its inbox, in the list of its open files.
-    descriptor: i32,
-    /// The first bytes of its inbox, and also at `address`.
+    inbox: memory_file::Card,
+    /// What is at `address` in its memory: it proves that a process is that rank.
     token: [u8; 16],
     address: u64,
 }
@@ -75,19 +74,14 @@ impl SharedMemory {
         let mut token = Box::new([0; 16]);
         getrandom::fill(token.as_mut_slice()).map_err(|error| format!("no random bytes: {error}"))?;
         let layout = Layout::new(ranks.len());
-        let inbox = Inbox::new(layout, *token)
-            .map_err(|error| format!("no memory to share with other ranks: {error}"))?;
+        let inbox =
+            Inbox::new(layout).map_err(|error| format!("no memory to share with other ranks: {error}"))?;
         let peers = ranks.iter().map(|_| None).collect();
         Ok(Self { ranks, place, layout, peers, last: 0, inbox, token })
     }
 
     pub(crate) fn card(&self) -> Card {
-        Card {
-            pid: nix::unistd::Pid::this().as_raw(),
-            descriptor: self.inbox.descriptor(),
-            token: *self.token,
-            address: self.token.as_ptr() as u64,
-        }
+        Card { inbox: self.inbox.card(), token: *self.token, address: self.token.as_ptr() as u64 }
     }
 
     /// The place of a rank among the node's.
@@ -114,11 +108,8 @@ impl SharedMemory {
         let broken = |why| Broken { peer, why };
         let place = self.place_of(peer).ok_or_else(|| broken("it is on another node".to_owned()))?;
         if self.peers[place].is_none() {
-            let Card { pid, descriptor, token, .. } = *card;
-            let outgoing =
-                Outgoing::open(self.layout, pid, descriptor, token, self.place).map_err(|error| {
-                    broken(format!("its inbox /proc/{pid}/fd/{descriptor} cannot be shared: {error}"))
-                })?;
+            let outgoing = Outgoing::open(self.layout, &card.inbox, self.place)
+                .map_err(|error| broken(format!("its inbox cannot be shared: {error}")))?;
             self.peers[place] = Some(Peer { outgoing, card: card.clone(), readable: None });
         }
         Ok(())
@@ -130,7 +121,9 @@ impl SharedMemory {
     /// The reason.
     pub(crate) fn readable(&mut self, peer: u32) -> Result<(), String> {
         let Peer { card, readable, .. } = self.peer(peer).map_err(|broken| broken.why)?;
-        readable.get_or_insert_with(|| single_copy::permitted(card.pid, card.address, &card.token)).clone()
+        readable
+            .get_or_insert_with(|| single_copy::permitted(card.inbox.pid, card.address, &card.token))
+            .clone()
     }
 
     /// Fills `to` with what is at `address` in the memory of a connected peer.
@@ -140,7 +133,7 @@ impl SharedMemory {
     pub(crate) fn fetch(&mut self, peer: u32, address: u64, to: &mut [u8]) -> Result<(), Broken> {
         let broken = |why| Broken { peer, why };
         self.readable(peer).map_err(broken)?;
-        let pid = self.peer(peer)?.card.pid;
+        let pid = self.peer(peer)?.card.inbox.pid;
         single_copy::read(pid, address, to).map_err(|errno| {
             let problem = match errno {
                 Errno::ESRCH => "its process has ended",
@@ -183,6 +176,15 @@ impl Transport for SharedMemory {
     fn send_short(&mut self, peer: u32, header: &Header, payload: &[u8]) -> bool {
         let peer = self.place_of(peer).and_then(|place| self.peers[place].as_mut());
         peer.is_some_and(|peer| peer.outgoing.writer().try_push(header, payload) == Ok(true))
+    }
+
+    fn set_waiting(&mut self, waits: bool) {
+        self.inbox.set_waiting(waits);
+    }
+
+    fn waits(&self, peer: u32) -> bool {
+        let peer = self.place_of(peer).and_then(|place| self.peers[place].as_ref());
+        peer.is_some_and(|peer| peer.outgoing.owner_waits())
     }
 
     #[inline]
