@@ -339,11 +339,6 @@ impl<T: Transport> Engine<T> {
         }
     }
 
-    /// Whether the program does nothing but wait, from now on.
-    pub(crate) fn set_waiting(&mut self, waits: bool) {
-        self.transport.set_waiting(waits);
-    }
-
     /// Does what can be done now. Whether there was anything.
     pub(crate) fn progress(&mut self) -> bool {
         let core = &mut self.core;
@@ -397,8 +392,7 @@ impl<T: Transport> Engine<T> {
                 continue;
             }
             // Who waits can copy at the same time as this rank, but a NIC needs neither.
-            let waits = offer.waiting || self.transport.waits(source);
-            let fetched = if waits && offer.place.is_plain() {
+            let fetched = if offer.waiting && offer.place.is_plain() {
                 Ok(Fetched::Impossible)
             } else {
                 self.transport.fetch(source, offer.place, memory, message.length, operation)

@@ -21,9 +21,9 @@ use crate::transport::Transports;
 
 /// A look at the engine that finds nothing, so many times, before others get the CPU: what else the node runs would keep it for a
 /// time slice.
-const SPINS: u32 = 10_000;
-/// But no longer than this, with a look at the clock after so many looks: most waits are shorter.
-const SPIN: Duration = Duration::from_micros(300);
+const SPINS: u32 = 1_000_000;
+/// But no longer than this, with a look at the clock after so many looks: a few long messages take that long.
+const SPIN: Duration = Duration::from_millis(5);
 const TICK: u32 = 64;
 /// The same where ranks are on other nodes too: a look at the network asks the kernel, and waits are longer.
 const FEW: u32 = 200;
@@ -279,8 +279,6 @@ impl World {
     ) -> Result<T> {
         let (mut started, mut spinning) = (None, None);
         let mut idle = 0_u32;
-        // Others see it as long as this rank looks all the time, no longer.
-        let mut waiting = Waiting { world: self, is_told: false };
         loop {
             if let Some(found) = look() {
                 return Ok(found);
@@ -291,14 +289,12 @@ impl World {
             }
             idle = idle.saturating_add(1);
             if idle < self.spins {
-                waiting.tell(true);
                 if idle.is_multiple_of(TICK) && spinning.get_or_insert_with(Instant::now).elapsed() > SPIN {
                     idle = self.spins;
                 }
                 std::hint::spin_loop();
                 continue;
             }
-            waiting.tell(false);
             thread::yield_now();
             if !idle.is_multiple_of(LOOKS) && idle > self.spins {
                 continue;
@@ -377,27 +373,6 @@ impl World {
                 why: broken.why.clone(),
             },
         }
-    }
-}
-
-/// Tells the node's other ranks, until it is dropped, that this one does nothing but wait.
-struct Waiting<'a> {
-    world: &'a World,
-    is_told: bool,
-}
-
-impl Waiting<'_> {
-    fn tell(&mut self, waits: bool) {
-        if self.is_told != waits {
-            self.is_told = waits;
-            self.world.with_engine(|engine| engine.set_waiting(waits));
-        }
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.tell(false);
     }
 }
 

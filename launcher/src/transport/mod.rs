@@ -123,14 +123,6 @@ pub(crate) trait Transport {
         None
     }
 
-    /// Whether this rank does nothing but wait, from now on: for peers, which then let it send in pieces what they would fetch.
-    fn set_waiting(&mut self, _waits: bool) {}
-
-    /// Whether a peer does nothing but wait, where that can be seen.
-    fn waits(&self, _peer: u32) -> bool {
-        false
-    }
-
     /// Gives up a fetch that was started: when this returns, nothing touches the operation's memory any more.
     fn abandon(&mut self, _operation: u32) {}
 

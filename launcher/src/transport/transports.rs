@@ -346,19 +346,6 @@ impl Transport for Transports {
         self.verbs.as_mut()?.take_fetched()
     }
 
-    fn set_waiting(&mut self, waits: bool) {
-        if let Some(shared) = &mut self.shared {
-            shared.set_waiting(waits);
-        }
-    }
-
-    fn waits(&self, peer: u32) -> bool {
-        match (self.ways.get(peer as usize), &self.shared) {
-            (Some(Way::Shared), Some(shared)) => shared.waits(peer),
-            _ => false,
-        }
-    }
-
     fn abandon(&mut self, operation: u32) {
         if let Some(verbs) = &mut self.verbs {
             verbs.abandon(operation);

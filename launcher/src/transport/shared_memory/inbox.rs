@@ -2,9 +2,8 @@
 //! What was sent to a rank stays readable for it when the sender has gone.
 //!
 //! ```text
-//! 0     whether the owner does nothing but wait
-//! 64    how many have connected          looked at by the owner, which then looks at the bits
-//! 128   who has connected, a bit each
+//! 0     how many have connected          looked at by the owner, which then looks at the bits
+//! 64    who has connected, a bit each
 //! ...   for each rank a line: how far the owner has taken from its ring, and what that costs
 //! ...   for each rank its ring
 //! ```
@@ -19,9 +18,8 @@ use memmap2::MmapRaw;
 use super::ring::{LINE, LINES, Place, Reader, Told, Writer};
 use crate::memory_file::{self, Card};
 
-const WAITS: usize = 0;
-const CONNECTED: usize = 64;
-const BITS: usize = 128;
+const CONNECTED: usize = 0;
+const BITS: usize = 64;
 /// A ring's lines; long payloads come behind them.
 const RING: usize = LINES as usize * LINE;
 
@@ -130,11 +128,6 @@ impl Inbox {
         self.memory.layout.ring(rank) as u64
     }
 
-    /// Tells the others whether this rank does nothing but wait.
-    pub(super) fn set_waiting(&self, waits: bool) {
-        self.memory.word(WAITS).store(waits.into(), Ordering::Relaxed);
-    }
-
     /// Whether [`Inbox::admit`] has something to do.
     #[inline]
     pub(super) fn knocked(&self) -> bool {
@@ -192,7 +185,7 @@ impl Inbox {
 pub(super) struct Outgoing {
     writer: Writer,
     /// Keeps the ring mapped.
-    memory: Memory,
+    _memory: Memory,
 }
 
 impl Outgoing {
@@ -204,12 +197,7 @@ impl Outgoing {
         let writer = unsafe { Writer::new(memory.ring(rank)) };
         memory.word(BITS + rank / 64 * 8).fetch_or(1 << (rank % 64), Ordering::Release);
         memory.word(CONNECTED).fetch_add(1, Ordering::Release);
-        Ok(Self { writer, memory })
-    }
-
-    /// Whether the peer does nothing but wait.
-    pub(super) fn owner_waits(&self) -> bool {
-        self.memory.word(WAITS).load(Ordering::Relaxed) != 0
+        Ok(Self { writer, _memory: memory })
     }
 
     pub(super) fn is_far(&self) -> bool {

@@ -178,15 +178,6 @@ impl Transport for SharedMemory {
         peer.is_some_and(|peer| peer.outgoing.writer().try_push(header, payload) == Ok(true))
     }
 
-    fn set_waiting(&mut self, waits: bool) {
-        self.inbox.set_waiting(waits);
-    }
-
-    fn waits(&self, peer: u32) -> bool {
-        let peer = self.place_of(peer).and_then(|place| self.peers[place].as_ref());
-        peer.is_some_and(|peer| peer.outgoing.owner_waits())
-    }
-
     #[inline]
     fn poll(&mut self, deliver: &mut impl FnMut(u32, &Header, Payload<'_>)) -> Result<bool, Broken> {
         if self.inbox.knocked() {
