@@ -76,17 +76,14 @@ impl<'scope, 'env> Scope<'scope, 'env> {
         let tag = tag.into();
         let wanted = self.communicator.wanted("receive", from.into(), tag)?;
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(data);
-        let room = bytes.len();
-        let operation = self.communicator.world.start_receive(self.context, wanted, lend_mut(bytes))?;
+        let (room, world) = (bytes.len(), &self.communicator.world);
+        let received = world.receive_now(self.context, wanted, bytes);
+        let operation = match received {
+            Some(_) => None,
+            None => Some(world.start_receive(self.context, wanted, lend_mut(bytes))?),
+        };
         let mut started = self.started.borrow_mut();
-        started.push(Started {
-            operation: Some(operation),
-            room,
-            peer: wanted.source,
-            tag,
-            received: None,
-            exactly: None,
-        });
+        started.push(Started { operation, room, peer: wanted.source, tag, received, exactly: None });
         Ok(Pending { place: started.len() - 1, elements: PhantomData })
     }
 
@@ -127,16 +124,15 @@ impl<'scope, 'env> Scope<'scope, 'env> {
             // Over or forgotten when it returns.
             one.operation = None;
             one.received = world.wait(operation, one.room, &what)?;
-            if let (Some(what), Some(received)) = (one.exactly, one.received)
-                && received.length != one.room
-            {
-                let (rank, room) = (received.label.source, one.room);
-                let problem =
-                    format!("rank {rank} of the job gave {} bytes instead of {room}", received.length);
-                let error = Error::Lengths { what, problem };
-                world.fail(&error);
-                return Err(error);
-            }
+        }
+        if let (Some(what), Some(received)) = (one.exactly, one.received)
+            && received.length != one.room
+        {
+            let (rank, room) = (received.label.source, one.room);
+            let problem = format!("rank {rank} of the job gave {} bytes instead of {room}", received.length);
+            let error = Error::Lengths { what, problem };
+            self.communicator.world.fail(&error);
+            return Err(error);
         }
         Ok(one.received)
     }

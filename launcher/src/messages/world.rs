@@ -163,10 +163,21 @@ impl World {
         reason = "each call and each result in memory lengthens the way of a short message"
     )]
     pub(crate) fn receive_soon(&self, context: Context, wanted: Wanted, room: &mut [u8]) -> Option<Received> {
+        self.look_for(context, wanted, room, if self.spins == 0 { 1 } else { MOMENT })
+    }
+
+    /// Takes a message that has come, and comes next from its source, without an operation. `None` where it takes one.
+    #[inline]
+    pub(crate) fn receive_now(&self, context: Context, wanted: Wanted, room: &mut [u8]) -> Option<Received> {
+        self.look_for(context, wanted, room, 1)
+    }
+
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "as for its callers")]
+    fn look_for(&self, context: Context, wanted: Wanted, room: &mut [u8], looks: u32) -> Option<Received> {
         if self.is_over.get() {
             return None;
         }
-        let looks = if self.spins == 0 { 1 } else { MOMENT };
         self.engine.borrow_mut().receive_soon(context, wanted, room, looks)
     }
 
