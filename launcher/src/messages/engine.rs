@@ -22,6 +22,9 @@ use crate::messages::watch::{self, Rounds};
 use crate::transport::{Broken, Fetched, Header, Kind, Look, Transport, Transports};
 use crate::windows::remote::Windows;
 
+/// So many packets a receive takes at most for those that were started before it.
+const TURN: usize = 16;
+
 #[derive(Debug)]
 pub(crate) struct Engine<T> {
     transport: T,
@@ -138,9 +141,11 @@ impl<T: Transport> Engine<T> {
         looks: u32,
     ) -> Option<Received> {
         let peer = wanted.source?;
-        let core = &self.core;
         // Others could have the first claim to it, or to this receive; and what is to be sent must not be forgotten meanwhile.
-        if peer == core.rank || !core.outgoing.is_empty() || !core.matching.is_empty(context) {
+        if peer == self.core.rank
+            || !self.core.matching.is_empty(context) && !self.serve_earlier(context, peer)
+            || !self.core.outgoing.is_empty()
+        {
             return None;
         }
         let mut received = None;
@@ -168,6 +173,29 @@ impl<T: Transport> Engine<T> {
             }
         }
         None
+    }
+
+    /// Lets receives that wait have what has come from a peer. Whether nothing waits in their context any more.
+    fn serve_earlier(&mut self, context: Context, peer: u32) -> bool {
+        for _ in 0..TURN {
+            if !self.core.matching.only_receives_wait(context) {
+                break;
+            }
+            let core = &mut self.core;
+            let looked = self.transport.look_at(peer, &mut |header, payload| {
+                core.take(peer, header, payload);
+                true
+            });
+            match looked {
+                Ok(Look::Taken) => {}
+                Ok(Look::Nothing | Look::Poll) => break,
+                Err(broken) => {
+                    self.lose(&broken);
+                    break;
+                }
+            }
+        }
+        self.core.matching.is_empty(context)
     }
 
     /// Starts to receive.

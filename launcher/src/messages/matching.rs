@@ -140,6 +140,12 @@ impl<R, M> Matching<R, M> {
         queues.is_none_or(|queues| queues.receives.is_empty() && queues.messages.is_empty())
     }
 
+    /// Receives wait, and no messages.
+    pub(crate) fn only_receives_wait(&self, context: Context) -> bool {
+        let queues = self.queues.get(&context);
+        queues.is_some_and(|queues| queues.messages.is_empty() && !queues.receives.is_empty())
+    }
+
     /// Takes back a receive that waits.
     pub(crate) fn cancel(&mut self, context: Context, is_it: impl Fn(&R) -> bool) -> Option<R> {
         let receives = &mut self.queues.get_mut(&context)?.receives;
