@@ -116,7 +116,13 @@ impl<T: Transport> Engine<T> {
         }
         let mut sent = 0;
         if !core.outgoing.contains_key(&peer) {
-            match send_unasked(&mut self.transport, peer, &header, bytes, &mut sent) {
+            // Who goes on at once may send more: then the receiver is never without work, and a piece costs more than it brings.
+            let went = if waits {
+                send_unasked(&mut self.transport, peer, &header, bytes, &mut sent)
+            } else {
+                self.transport.try_send(peer, &header, bytes)
+            };
+            match went {
                 Ok(true) => return Ok(None),
                 Ok(false) => {}
                 Err(broken) => {
