@@ -20,9 +20,23 @@ pub(crate) const PAIR_EXCHANGE: &str = "ROCE_PAIR_EXCHANGE";
 pub(crate) const WHO: &str = "ROCE_WHO";
 /// The same of the example heat.
 pub(crate) const HEAT: &str = "ROCE_HEAT";
+/// The same of all examples that guests run, and their names.
+const EXAMPLES: [(&str, &str); 7] = [
+    (PAIR_EXCHANGE, "pair_exchange"),
+    (WHO, "who"),
+    (HEAT, "heat"),
+    ("ROCE_CONJUGATE_GRADIENT", "conjugate_gradient"),
+    ("ROCE_NBODY", "nbody"),
+    ("ROCE_SORT", "sort"),
+    ("ROCE_PARAMETER_SERVER", "parameter_server"),
+];
 /// The same of the launcher's tests that ranks in guests run too, and their names.
-const LAUNCHER_TESTS: [(&str, &str); 3] =
-    [("ROCE_MESSAGES", "messages"), ("ROCE_COLLECTIVES", "collectives"), ("ROCE_WINDOWS", "windows")];
+const LAUNCHER_TESTS: [(&str, &str); 4] = [
+    ("ROCE_MESSAGES", "messages"),
+    ("ROCE_COLLECTIVES", "collectives"),
+    ("ROCE_WINDOWS", "windows"),
+    ("ROCE_FAULTS", "faults"),
+];
 
 /// rocectl's path, for tests, as above.
 pub(crate) const ROCECTL: &str = "ROCE_ROCECTL";
@@ -76,7 +90,7 @@ pub(crate) fn build(log: &Path, interrupt: &Interrupt) -> Result<Artifacts> {
 /// Builds the programs for guests that the environment does not name: examples, and tests of the launcher.
 pub(crate) fn build_examples(log: &Path, interrupt: &Interrupt) -> Result<Vec<(&'static str, PathBuf)>> {
     let mut programs = Vec::new();
-    for (variable, name) in [(PAIR_EXCHANGE, "pair_exchange"), (WHO, "who"), (HEAT, "heat")] {
+    for (variable, name) in EXAMPLES {
         let path = match given(variable)? {
             Some(path) => path,
             None => {

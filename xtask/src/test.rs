@@ -33,6 +33,23 @@ pub(crate) struct Arguments {
     /// Handed to the test programs of the tiers unit, host, slurm, suites and lab, such as a part of a test's name
     #[arg(last = true)]
     arguments: Vec<String>,
+    /// More variables for the test programs
+    #[arg(skip)]
+    variables: Vec<(&'static str, String)>,
+}
+
+impl Arguments {
+    /// A test of the lab alone, with numbers in its environment.
+    pub(crate) fn lab(name: &str, numbers: &[(&'static str, Option<u64>)]) -> Self {
+        let variables = numbers.iter().filter_map(|(name, number)| Some((*name, (*number)?.to_string())));
+        Self {
+            only: vec![Tier::Lab],
+            all_slurm: false,
+            suite: Vec::new(),
+            arguments: vec![name.to_owned(), "--nocapture".to_owned()],
+            variables: variables.collect(),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -136,6 +153,7 @@ pub(crate) fn run(arguments: &Arguments, interrupt: &Interrupt) -> Result<ExitCo
                     let mut command = command(tier, words, &arguments.arguments);
                     progress.line(format!("\n==== {}: cargo {}", tier.name(), words.join(" ")));
                     command.envs(built.variables.iter().cloned());
+                    command.envs(arguments.variables.iter().cloned());
                     // Its own output is the progress.
                     command.env("CARGO_TERM_PROGRESS_WHEN", "never");
                     ok &= Process::spawn(command)?.wait(interrupt)?.success();

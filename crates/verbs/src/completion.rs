@@ -70,6 +70,19 @@ impl CompletionError {
     pub fn is_flush(&self) -> bool {
         self.status == status::IBV_WC_WR_FLUSH_ERR
     }
+
+    /// Did the connection fail, and not what was asked of it? Then the same may go well over another one.
+    #[must_use]
+    pub fn is_of_the_connection(&self) -> bool {
+        // rxe calls it a local operation error where a packet can't leave.
+        matches!(
+            self.status,
+            status::IBV_WC_LOC_QP_OP_ERR
+                | status::IBV_WC_WR_FLUSH_ERR
+                | status::IBV_WC_RETRY_EXC_ERR
+                | status::IBV_WC_RESP_TIMEOUT_ERR
+        )
+    }
 }
 
 fn name(value: status::Type) -> &'static str {
@@ -142,6 +155,12 @@ mod tests {
     fn a_flush_is_told_apart_from_the_first_error() {
         assert!(error(5).is_flush());
         assert!(!error(12).is_flush());
+    }
+
+    #[test]
+    fn a_connection_that_failed_is_told_apart_from_a_request_that_was_wrong() {
+        assert!([2, 5, 12].into_iter().all(|status| error(status).is_of_the_connection()));
+        assert!([1, 4, 9, 10].into_iter().all(|status| !error(status).is_of_the_connection()));
     }
 
     #[test]

@@ -106,6 +106,13 @@ pub(crate) fn datagram_to_ready() -> [Step; 2] {
     ]
 }
 
+/// Any state to RESET: what is outstanding is forgotten.
+pub(crate) fn to_reset() -> Step {
+    let mut attributes = blank();
+    attributes.qp_state = ffi::ibv_qp_state::IBV_QPS_RESET;
+    Step { attributes, mask: Mask::IBV_QP_STATE, call: "ibv_modify_qp to RESET" }
+}
+
 /// Any state to ERR: what is outstanding is flushed.
 pub(crate) fn to_error() -> Step {
     let mut attributes = blank();

@@ -36,6 +36,8 @@ pub struct Limits {
     pub max_work_requests: u32,
     /// Receives of one shared receive queue; 0 where there is none.
     pub max_shared_receives: u32,
+    /// Is it soft-RoCE, the kernel's own device?
+    pub is_soft: bool,
 }
 
 /// A port now (`ibv_query_port(3)`).
@@ -48,6 +50,9 @@ pub struct PortState {
     /// The MTU in force, which follows the netdev's.
     pub active_mtu: Mtu,
 }
+
+/// The vendor that soft-RoCE gives.
+const SOFT_ROCE: u32 = 0x00ff_ffff;
 
 impl Context {
     /// Opens a device by its name under `/sys/class/infiniband`.
@@ -98,6 +103,7 @@ impl Context {
             max_cq_entries: attr.max_cqe.max(0).unsigned_abs(),
             max_work_requests: attr.max_qp_wr.max(0).unsigned_abs(),
             max_shared_receives: attr.max_srq_wr.max(0).unsigned_abs(),
+            is_soft: attr.vendor_id == SOFT_ROCE,
         })
     }
 

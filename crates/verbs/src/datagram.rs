@@ -60,6 +60,8 @@ impl Drop for Address {
 pub struct Datagrams {
     pair: Pair,
     completions: Arc<CompletionQueue>,
+    port: u8,
+    key: u32,
 }
 
 impl Datagrams {
@@ -85,9 +87,24 @@ impl Datagrams {
         attributes.sq_sig_all = 1;
         // The completion queue is kept by `self`.
         let pair = Pair::create(domain, attributes)?;
-        pair.modify(connection::datagram_to_init(port, key))?;
-        connection::datagram_to_ready().into_iter().try_for_each(|step| pair.modify(step))?;
-        Ok(Self { pair, completions: Arc::clone(completions) })
+        let datagrams = Self { pair, completions: Arc::clone(completions), port, key };
+        datagrams.start()?;
+        Ok(datagrams)
+    }
+
+    fn start(&self) -> Result<()> {
+        self.pair.modify(connection::datagram_to_init(self.port, self.key))?;
+        connection::datagram_to_ready().into_iter().try_for_each(|step| self.pair.modify(step))
+    }
+
+    /// Begins anew after a failure, with the same number and key. What was posted is forgotten, and its buffers are gone.
+    ///
+    /// # Errors
+    /// [`Error::Call`].
+    pub fn restart(&self) -> Result<()> {
+        self.pair.modify(connection::to_reset())?;
+        self.completions.forget(self.pair.number())?;
+        self.start()
     }
 
     /// Its number, which senders need (24 bits).

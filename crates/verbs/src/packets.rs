@@ -82,19 +82,8 @@ impl Packets {
     /// [`Error::Call`], which for ENOMEM names the memlock limit; [`Error::Length`] where there are as many connections as the
     /// queues have room for.
     pub fn pair(self: &Arc<Self>, port: u8) -> Result<PacketPair> {
-        let PacketRoom { packet, receives, sends, depth, connections, .. } = self.room;
-        let mut attributes = pair::blank();
-        attributes.qp_type = ffi::ibv_qp_type::IBV_QPT_RC;
-        attributes.send_cq = self.completions;
-        attributes.recv_cq = self.completions;
-        attributes.srq = self.receives;
-        attributes.cap.max_send_wr = u32::from(depth);
-        attributes.cap.max_send_sge = 1;
-        attributes.sq_sig_all = 1;
-        // The queues are kept by the `PacketPair`.
-        let pair = Pair::create(&self.domain, attributes)?;
-        pair.modify(connection::to_init(port))?;
-
+        let PacketRoom { packet, receives, sends, connections, .. } = self.room;
+        let pair = self.pair_again(port)?;
         let bytes = (usize::from(receives) + usize::from(sends)) * packet;
         let region = Region::register(&self.domain, bytes, ffi::ibv_access_flags::IBV_ACCESS_LOCAL_WRITE)?;
         let mut slots = self.slots();
@@ -108,6 +97,25 @@ impl Packets {
         for place in 0..receives {
             self.post(&region, number, place)?;
         }
+        Ok(pair)
+    }
+
+    /// The same without slots, for a connection that takes the place of one that was taken down.
+    ///
+    /// # Errors
+    /// [`Error::Call`].
+    pub fn pair_again(self: &Arc<Self>, port: u8) -> Result<PacketPair> {
+        let mut attributes = pair::blank();
+        attributes.qp_type = ffi::ibv_qp_type::IBV_QPT_RC;
+        attributes.send_cq = self.completions;
+        attributes.recv_cq = self.completions;
+        attributes.srq = self.receives;
+        attributes.cap.max_send_wr = u32::from(self.room.depth);
+        attributes.cap.max_send_sge = 1;
+        attributes.sq_sig_all = 1;
+        // The queues are kept by the `PacketPair`.
+        let pair = Pair::create(&self.domain, attributes)?;
+        pair.modify(connection::to_init(port))?;
         Ok(PacketPair { pair, _packets: Arc::clone(self) })
     }
 
@@ -180,6 +188,17 @@ impl PacketPair {
         self.pair.connect(connection)
     }
 }
+
+/// Where a packet is that was sent, until it has arrived.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PacketSlot {
+    region: usize,
+    place: u16,
+    length: usize,
+}
+
+/// Stands for the user of a slot whose connection was taken down; a queue pair's number has 24 bits.
+const KEPT: u32 = u32::MAX;
 
 /// What a [`PacketQueue`] tells of a connection, by the number of its end here.
 #[derive(Debug)]
@@ -279,12 +298,12 @@ impl PacketQueue {
         }
     }
 
-    /// Sends a packet that is made of parts; `false` if there is no slot now. The caller sees to it that no connection has more sends
+    /// Sends a packet that is made of parts; `None` if there is no slot now. The caller sees to it that no connection has more sends
     /// and reads under way than its room.
     ///
     /// # Errors
     /// [`Error::Length`] for more than a packet; [`Error::Call`].
-    pub fn send(&mut self, pair: &PacketPair, parts: [&[u8]; 2]) -> Result<bool> {
+    pub fn send(&mut self, pair: &PacketPair, parts: [&[u8]; 2]) -> Result<Option<PacketSlot>> {
         let length = parts[0].len() + parts[1].len();
         let most = self.packets.room.packet;
         if length > most {
@@ -293,25 +312,50 @@ impl PacketQueue {
         if self.free.is_empty() {
             self.learn();
         }
-        let Some((number, place)) = self.free.pop() else { return Ok(false) };
-        let start = self.packets.start(&self.slots[number], place);
+        let Some((region, place)) = self.free.pop() else { return Ok(None) };
+        let slot = PacketSlot { region, place, length };
+        let start = self.packets.start(&self.slots[region], place);
         // SAFETY: the slot has `most` bytes, and they fit; it is free, so no device reads it and nothing refers to its bytes, which are
         // memory of this queue and so not part of `parts`.
         unsafe {
             std::ptr::copy_nonoverlapping(parts[0].as_ptr(), start, parts[0].len());
             std::ptr::copy_nonoverlapping(parts[1].as_ptr(), start.add(parts[0].len()), parts[1].len());
         }
-        let element = self.packets.element(&self.slots[number], place, length);
-        let id = SEND << KIND | (number as u64) << REGION | u64::from(place);
-        match self.post(pair, id, element, None) {
-            Ok(()) => {
-                *self.user(number, place) = pair.number();
-                Ok(true)
-            }
+        match self.post_slot(pair, slot) {
+            Ok(()) => Ok(Some(slot)),
             Err(error) => {
-                self.free.push((number, place));
+                self.free.push((region, place));
                 Err(error)
             }
+        }
+    }
+
+    fn post_slot(&mut self, pair: &PacketPair, slot: PacketSlot) -> Result<()> {
+        let PacketSlot { region, place, length } = slot;
+        let element = self.packets.element(&self.slots[region], place, length);
+        let id = SEND << KIND | (region as u64) << REGION | u64::from(place);
+        self.post(pair, id, element, None)?;
+        *self.user(region, place) = pair.number();
+        Ok(())
+    }
+
+    /// Sends a packet once more, which was sent on a connection that was taken down.
+    ///
+    /// # Errors
+    /// [`Error::Call`]; the slot stays as it was.
+    pub fn send_again(&mut self, pair: &PacketPair, slot: PacketSlot) -> Result<()> {
+        if *self.user(slot.region, slot.place) != KEPT {
+            return Ok(());
+        }
+        self.post_slot(pair, slot)
+    }
+
+    /// A packet that was sent on a connection that was taken down is not needed any more.
+    pub fn discard(&mut self, slot: PacketSlot) {
+        let user = self.user(slot.region, slot.place);
+        if *user == KEPT {
+            *user = 0;
+            self.free.push((slot.region, slot.place));
         }
     }
 
@@ -444,8 +488,8 @@ impl PacketQueue {
         let (number, place) = slot(entry.wr_id);
         if kind == SEND {
             tell(entry.qp_num, if is_good { Told::Sent } else { failed(Operation::Send) });
-            // One of a connection that was closed is free already.
-            if self.users.len() > number && *self.user(number, place) == entry.qp_num {
+            // What did not arrive may be sent again. One of a connection that was closed is free already.
+            if is_good && self.users.len() > number && *self.user(number, place) == entry.qp_num {
                 *self.user(number, place) = 0;
                 self.free.push((number, place));
             }
@@ -464,6 +508,36 @@ impl PacketQueue {
         self.packets.post(slots, number, place)
     }
 
+    /// Ends a connection that failed, and tells all that has come over it: the peer may know that it has come. Packets that have not arrived,
+    /// as far as anyone can tell here, stay in their slots for [`send_again`](Self::send_again) or [`discard`](Self::discard).
+    ///
+    /// # Errors
+    /// [`Error::Call`]; slots that it used for sends are then lost.
+    pub fn take_down(&mut self, mut pair: PacketPair, tell: &mut impl FnMut(u32, Told<'_>)) -> Result<()> {
+        let number = pair.number();
+        let _ = pair.pair.modify(connection::to_error());
+        // Before it is destroyed: some providers take its entries out of the queue then. Others (rxe) leave them there, also those of
+        // packets that were just coming in.
+        self.tell_of(number, tell)?;
+        pair.pair.destroy()?;
+        self.tell_of(number, tell)?;
+        self.users.iter_mut().flatten().filter(|user| **user == number).for_each(|user| *user = KEPT);
+        Ok(())
+    }
+
+    /// Tells all that has happened on a connection.
+    fn tell_of(&mut self, number: u32, tell: &mut impl FnMut(u32, Told<'_>)) -> Result<()> {
+        self.set_aside()?;
+        for entry in std::mem::take(&mut self.waiting) {
+            if entry.qp_num == number {
+                self.tell(&entry, tell)?;
+            } else {
+                self.waiting.push_back(entry);
+            }
+        }
+        Ok(())
+    }
+
     /// Ends a connection: nothing more is told of it, and its device uses no memory of it any more.
     ///
     /// # Errors
@@ -473,14 +547,7 @@ impl PacketQueue {
         let _ = pair.pair.modify(connection::to_error());
         let destroyed = pair.pair.destroy();
         // Some providers (rxe) leave its entries in the queue.
-        self.set_aside()?;
-        for entry in std::mem::take(&mut self.waiting) {
-            if entry.qp_num == number {
-                self.tell(&entry, &mut |_, _| {})?;
-            } else {
-                self.waiting.push_back(entry);
-            }
-        }
+        self.tell_of(number, &mut |_, _| {})?;
         destroyed?;
         let receives = self.packets.room.receives;
         for (region, users) in self.users.iter_mut().enumerate() {

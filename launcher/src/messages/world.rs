@@ -346,6 +346,11 @@ impl World {
     fn hear(&self) -> Result<()> {
         self.check_over()?;
         self.look_at_round()?;
+        self.hear_of_end()
+    }
+
+    /// Those of the job's end.
+    fn hear_of_end(&self) -> Result<()> {
         let Some(Some(event)) = self.with_exchange(Bootstrap::poll_event) else { return Ok(()) };
         self.end(match event {
             Event::Lost { rank, node, why } => format!("{} is gone: {why}", name(rank, &node)),
@@ -377,12 +382,13 @@ impl World {
                 length: *length,
                 room,
             },
-            Failure::Broken(broken) => Error::PeerLost {
+            // A peer that left because another one died is not the cause. Who only sends may not have heard of that one yet.
+            Failure::Broken(broken) => self.hear_of_end().err().unwrap_or_else(|| Error::PeerLost {
                 rank: self.rank,
                 peer: broken.peer,
                 node: self.node_of(broken.peer).to_owned(),
                 why: broken.why.clone(),
-            },
+            }),
         }
     }
 }

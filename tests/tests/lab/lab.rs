@@ -61,9 +61,14 @@ impl Lab {
                 roce_tests::artifact("ROCE_WHO", "who")?,
                 roce_tests::artifact("ROCE_ROCECTL", "rocectl")?,
                 roce_tests::artifact("ROCE_HEAT", "heat")?,
+                roce_tests::artifact("ROCE_CONJUGATE_GRADIENT", "conjugate_gradient")?,
+                roce_tests::artifact("ROCE_NBODY", "nbody")?,
+                roce_tests::artifact("ROCE_SORT", "sort")?,
+                roce_tests::artifact("ROCE_PARAMETER_SERVER", "parameter_server")?,
                 roce_tests::artifact("ROCE_MESSAGES", "messages")?,
                 roce_tests::artifact("ROCE_COLLECTIVES", "collectives")?,
                 roce_tests::artifact("ROCE_WINDOWS", "windows")?,
+                roce_tests::artifact("ROCE_FAULTS", "faults")?,
             ],
             ..Options::new(results("cluster"))
         };

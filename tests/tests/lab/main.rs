@@ -3,6 +3,7 @@
 
 mod classes;
 mod demo;
+mod faults;
 mod lab;
 mod messages;
 mod mpi;
@@ -62,6 +63,7 @@ fn controls() -> Vec<Control> {
         mpi::CONTROLS,
         ranks::CONTROLS,
         messages::CONTROLS,
+        faults::CONTROLS,
         refused::CONTROLS,
         untouched::CONTROLS,
         node_wide::CONTROLS,
@@ -70,6 +72,7 @@ fn controls() -> Vec<Control> {
     .chain([no_rdma::CONTROLS])
     .flatten()
     .copied()
+    .chain(faults::soak())
     .collect()
 }
 

@@ -31,10 +31,10 @@ impl Credits {
     }
 
     /// The peer gave so many back. Whether it had so many.
-    pub(super) fn earn(&mut self, count: u32) -> bool {
-        let left = u32::from(self.left).saturating_add(count);
-        self.left = u16::try_from(left.min(u32::from(ALL))).unwrap_or(ALL);
-        left <= u32::from(ALL)
+    pub(super) fn earn(&mut self, count: u16) -> bool {
+        let left = self.left.saturating_add(count);
+        self.left = left.min(ALL);
+        left <= ALL
     }
 
     /// A packet of the peer has come, and its place is empty again. Whether the peer had a credit for it.
@@ -49,13 +49,13 @@ impl Credits {
     }
 
     /// How many the next packet gives back.
-    pub(super) fn give(&mut self) -> u32 {
-        u32::from(std::mem::take(&mut self.due))
+    pub(super) fn give(&mut self) -> u16 {
+        std::mem::take(&mut self.due)
     }
 
     /// The packet could not be sent.
-    pub(super) fn keep(&mut self, count: u32) {
-        self.due += u16::try_from(count).unwrap_or(0);
+    pub(super) fn keep(&mut self, count: u16) {
+        self.due += count;
     }
 }
 
@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     /// A packet with what it gives back, and whether it took a credit.
-    type Wire = VecDeque<(u32, bool)>;
+    type Wire = VecDeque<(u16, bool)>;
 
     proptest! {
         /// Two ranks that send when they like and look when they like never have more on their way than there are places, and

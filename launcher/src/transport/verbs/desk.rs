@@ -9,10 +9,14 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use roce_verbs::PacketPair;
 
 /// What the rank wants.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Wish {
     /// A connection to a peer.
     Open(u32),
+    /// Another one to a peer, instead of one that was taken down, over which so many packets came.
+    Again { peer: u32, received: u64 },
+    /// None to a peer any more.
+    End { peer: u32, why: String },
     /// Something has come over a peer's connection.
     Heard(u32),
     /// The end.
@@ -22,8 +26,10 @@ pub(super) enum Wish {
 /// What the thread tells.
 #[derive(Debug)]
 pub(super) enum News {
-    /// Packets can be sent to a peer.
-    Ready { peer: u32, pair: PacketPair },
+    /// Packets can be sent to a peer, which has received so many.
+    Ready { peer: u32, pair: PacketPair, received: u64 },
+    /// A peer has taken its end of a connection down, and asks for the one with this number.
+    Asked { peer: u32, era: u32 },
     /// There is no connection to a peer.
     Failed { peer: u32, why: String },
     /// A port can't be used any more.
@@ -70,6 +76,11 @@ impl Desk {
     /// For the rank: whose connection that is.
     pub(super) fn peer(&self, port: usize, number: u32) -> Option<u32> {
         lock(&self.peers).get(&(port, number)).copied()
+    }
+
+    /// For the rank: that connection is no more, and its number may be given to another.
+    pub(super) fn leave(&self, port: usize, number: u32) {
+        lock(&self.peers).remove(&(port, number));
     }
 
     /// For the thread: readable when there are wishes.

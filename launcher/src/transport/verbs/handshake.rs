@@ -11,6 +11,9 @@
 //! no notice of the other's, and the higher one answers. What is not answered is said again; the answering side may also send when
 //! anything has come over the connection, for then the other side has connected.
 //!
+//! Where a connection failed, another handshake makes the next one, each with a number of its own (an *era*). The ends then say how
+//! many packets have come over all before. A side whose rank has not taken its old end down yet says *later* to a request.
+//!
 //! Nothing here does I/O or knows a clock.
 
 use std::time::{Duration, Instant};
@@ -33,6 +36,8 @@ pub(super) struct End {
     pub(super) initiator_depth: u8,
     /// RDMA reads it answers at once.
     pub(super) responder_depth: u8,
+    /// Packets that have come from the other side over connections before this one.
+    pub(super) received: u64,
 }
 
 /// What is said.
@@ -41,6 +46,8 @@ pub(super) enum Word {
     Request(End),
     Reply(End),
     Acknowledgement,
+    /// The rank has to do something before it can answer a request.
+    Later,
     /// There will be no connection, and why.
     Refusal(String),
 }
@@ -75,6 +82,13 @@ pub(super) struct Handshake {
     due: Instant,
 }
 
+impl End {
+    /// Of a side that has none.
+    pub(super) fn none() -> Self {
+        Self { qp_number: 0, psn: 0, mtu: 0, initiator_depth: 0, responder_depth: 0, received: 0 }
+    }
+}
+
 impl Todo {
     fn say(word: Word) -> Self {
         Self { say: Some(word), ..Self::default() }
@@ -97,8 +111,7 @@ impl Handshake {
 
     /// A peer asks, and there can't be a connection.
     pub(super) fn refuse(rank: u32, peer: u32, why: String, now: Instant) -> (Self, Todo) {
-        let mine = End { qp_number: 0, psn: 0, mtu: 0, initiator_depth: 0, responder_depth: 0 };
-        let (mut handshake, _) = Self::ask(rank, peer, mine, now);
+        let (mut handshake, _) = Self::ask(rank, peer, End::none(), now);
         let todo = handshake.give_up(why);
         (handshake, todo)
     }
@@ -118,6 +131,11 @@ impl Handshake {
                 let connect = Some(*theirs);
                 Todo { connect, is_ready: true, ..Todo::say(Word::Acknowledgement) }
             }
+            // It is there, and asked again as long as it says so.
+            (State::Asking, Word::Later) => {
+                self.said = 1;
+                Todo::default()
+            }
             // It has not heard the answer.
             (State::Answering, Word::Request(_)) => Todo::say(Word::Reply(self.mine)),
             (State::Answering, Word::Acknowledgement) => self.open(),
@@ -125,6 +143,10 @@ impl Handshake {
             (State::Asking | State::Answering, Word::Refusal(why)) => {
                 self.state = State::Failed(why.clone());
                 Todo { failed: Some(format!("it refused a connection: {why}")), ..Todo::default() }
+            }
+            (State::Open, Word::Refusal(why)) => {
+                self.state = State::Failed(why.clone());
+                Todo { failed: Some(format!("it gave the connection up: {why}")), ..Todo::default() }
             }
             (State::Failed(why), Word::Request(_) | Word::Reply(_)) => Todo::say(Word::Refusal(why.clone())),
             _ => Todo::default(),
@@ -139,6 +161,19 @@ impl Handshake {
     fn open(&mut self) -> Todo {
         self.state = State::Open;
         Todo { is_ready: true, ..Todo::default() }
+    }
+
+    /// There is no connection for this side any more, if there was one.
+    pub(super) fn end(&mut self, why: String) -> Todo {
+        if self.refusal().is_some() { Todo::default() } else { Todo { failed: None, ..self.give_up(why) } }
+    }
+
+    /// Why there is no connection, and will be none.
+    pub(super) fn refusal(&self) -> Option<Word> {
+        match &self.state {
+            State::Failed(why) => Some(Word::Refusal(why.clone())),
+            _ => None,
+        }
     }
 
     /// This side's end can't be connected.
@@ -190,7 +225,14 @@ mod tests {
     }
 
     fn end(rank: u32) -> End {
-        End { qp_number: 100 + rank, psn: 7 * rank, mtu: 1024, initiator_depth: 16, responder_depth: 16 }
+        End {
+            qp_number: 100 + rank,
+            psn: 7 * rank,
+            mtu: 1024,
+            initiator_depth: 16,
+            responder_depth: 16,
+            received: 0,
+        }
     }
 
     impl Side {
@@ -339,6 +381,33 @@ mod tests {
         assert!(failed.failed.unwrap().contains("no answer"));
         assert_eq!(asking.due(), None);
         assert!(matches!(asking.hear(&Word::Request(end(1)), now).say, Some(Word::Refusal(_))));
+    }
+
+    /// A rank that computes answers late, however late.
+    #[test]
+    fn who_hears_later_asks_on() {
+        let mut now = Instant::now();
+        let (mut asking, _) = Handshake::ask(0, 1, end(0), now);
+        for _ in 0..50 {
+            now = asking.due().unwrap();
+            assert_eq!(asking.tick(now).say, Some(Word::Request(end(0))));
+            assert_eq!(asking.hear(&Word::Later, now), Todo::default());
+        }
+        assert!(asking.hear(&Word::Reply(end(1)), now).is_ready);
+    }
+
+    #[test]
+    fn who_ends_it_refuses_from_then_on_and_the_other_hears_why() {
+        let now = Instant::now();
+        let (mut answering, _) = Handshake::answer(1, 0, end(1), end(0), now);
+        let (mut asking, _) = Handshake::ask(0, 1, end(0), now);
+        asking.hear(&Word::Reply(end(1)), now);
+        let todo = asking.end("the port is down".to_owned());
+        assert_eq!((todo.failed, &todo.say), (None, &Some(Word::Refusal("the port is down".to_owned()))));
+        assert_eq!(asking.end("again".to_owned()), Todo::default());
+        assert!(answering.hear_data().is_ready);
+        let failed = answering.hear(&todo.say.unwrap(), now).failed.unwrap();
+        assert_eq!(failed, "it gave the connection up: the port is down");
     }
 
     #[test]

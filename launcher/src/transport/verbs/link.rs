@@ -1,45 +1,94 @@
 //! A rank's view of one peer.
 
-use roce_verbs::PacketPair;
+use std::collections::VecDeque;
+
+use roce_verbs::{PacketPair, PacketSlot};
 
 use super::credits::Credits;
 use super::{HEAD, Head};
 use crate::transport::Header;
 
+/// Connections that may fail one after the other with nothing carried.
+const FRUITLESS: u32 = 3;
+/// Connections that may take the place of the first: each that fails may cost a place for receives (rxe), and there are more of them.
+const MOST: u32 = 16;
+
 #[derive(Debug)]
 pub(super) enum State {
     /// Nothing was ever sent, and nothing has come.
     None,
+    /// A connection is being made, the first or another one.
     Opening,
     Up(PacketPair),
     Broken(String),
 }
 
+/// A peer, over one connection or several, one after the other: packets are numbered through, and none comes twice or never.
 #[derive(Debug)]
 pub(super) struct Link {
     /// The port here.
     pub(super) port: usize,
     pub(super) state: State,
     pub(super) credits: Credits,
-    /// Packets sent, and how many of them the peer's device has.
+    /// The connection's number, from 0.
+    pub(super) era: u32,
+    /// Packets that have come.
+    pub(super) received: u64,
+    /// Packets sent.
     pub(super) sent: u64,
-    pub(super) arrived: u64,
+    /// The last of them that the peer's device may not have, in their order.
+    pub(super) under_way: VecDeque<PacketSlot>,
     /// Of those sent, the last that was more than places given back.
     pub(super) last: u64,
+    /// Connections that failed since one carried something, and what all had carried then.
+    fruitless: u32,
+    carried: u64,
 }
 
 impl Link {
     pub(super) fn new(port: usize) -> Self {
-        Self { port, state: State::None, credits: Credits::new(), sent: 0, arrived: 0, last: 0 }
+        Self {
+            port,
+            state: State::None,
+            credits: Credits::new(),
+            era: 0,
+            received: 0,
+            sent: 0,
+            under_way: VecDeque::new(),
+            last: 0,
+            fruitless: 0,
+            carried: 0,
+        }
     }
 
-    pub(super) fn under_way(&self) -> u64 {
-        self.sent - self.arrived
+    /// Packets that the peer's device has.
+    fn arrived(&self) -> u64 {
+        self.sent - self.under_way.len() as u64
     }
 
     /// Is there something on its way that the peer may wait for?
     pub(super) fn is_sending(&self) -> bool {
-        self.arrived < self.last
+        self.arrived() < self.last
+    }
+
+    /// Another connection takes the place of one that failed, unless they fail again and again.
+    pub(super) fn begin_anew(&mut self) -> bool {
+        let carried = self.received + self.arrived();
+        if carried > self.carried {
+            self.fruitless = 0;
+        }
+        (self.carried, self.fruitless, self.era) = (carried, self.fruitless + 1, self.era + 1);
+        self.fruitless <= FRUITLESS && self.era <= MOST
+    }
+
+    /// The peer has received so many packets: how many of those under way are to be sent no more.
+    ///
+    /// # Errors
+    /// If that can't be.
+    pub(super) fn arrived_by(&self, received: u64) -> Result<usize, &'static str> {
+        let more = received.checked_sub(self.arrived()).and_then(|more| usize::try_from(more).ok());
+        more.filter(|more| *more <= self.under_way.len())
+            .ok_or("it counts other packets than were sent to it; see the kernel's log, and do all ranks run the same build?")
     }
 
     /// Takes a packet apart; `None` for one that only gives places back.
@@ -51,6 +100,10 @@ impl Link {
         const NONSENSE: &str = "it sent something that makes no sense; do all ranks run the same build?";
         let (head, payload) = bytes.split_at_checked(HEAD).ok_or(NONSENSE)?;
         let head: Head = bytemuck::pod_read_unaligned(head);
+        if head.number != self.received as u32 {
+            return Err("a packet of it is missing, or came twice; see the kernel's log");
+        }
+        self.received += 1;
         if !self.credits.earn(head.given) {
             return Err(NONSENSE);
         }
@@ -70,22 +123,51 @@ mod tests {
 
     use super::*;
 
-    fn packet(given: u32, is_only_that: u32) -> Vec<u8> {
-        let head = Head { given, is_only_that, header: Header::zeroed() };
+    fn packet(number: u32, given: u16, is_only_that: u16) -> Vec<u8> {
+        let head = Head { given, is_only_that, number, header: Header::zeroed() };
         [bytemuck::bytes_of(&head), b"payload"].concat()
     }
 
     #[test]
     fn a_packet_is_taken_apart_and_counted() {
         let mut link = Link::new(0);
-        assert_eq!(link.hear(&packet(0, 0)).unwrap().unwrap().1, b"payload");
-        assert_eq!(link.hear(&packet(0, 1)).unwrap(), None);
-        assert_eq!(link.credits.give(), 1);
+        assert_eq!(link.hear(&packet(0, 0, 0)).unwrap().unwrap().1, b"payload");
+        assert_eq!(link.hear(&packet(1, 0, 1)).unwrap(), None);
+        assert_eq!((link.credits.give(), link.received), (1, 2));
     }
 
     #[test]
     fn what_no_rank_sends_is_an_error() {
-        assert!(Link::new(0).hear(&packet(0, 0)[..20]).is_err());
-        assert!(Link::new(0).hear(&packet(1, 0)).is_err());
+        assert!(Link::new(0).hear(&packet(0, 0, 0)[..20]).is_err());
+        assert!(Link::new(0).hear(&packet(0, 1, 0)).is_err());
+    }
+
+    #[test]
+    fn a_packet_that_is_missing_or_comes_twice_is_an_error() {
+        let mut link = Link::new(0);
+        assert!(link.hear(&packet(1, 0, 0)).is_err());
+        link.hear(&packet(0, 0, 0)).unwrap();
+        assert!(link.hear(&packet(0, 0, 0)).is_err());
+    }
+
+    #[test]
+    fn connections_that_carry_nothing_come_to_an_end_and_others_go_on() {
+        let mut link = Link::new(0);
+        assert!((0..FRUITLESS).all(|_| link.begin_anew()));
+        assert!(!link.begin_anew());
+        let mut link = Link::new(0);
+        let again = (0..=MOST).filter(|_| {
+            link.received += 1;
+            link.begin_anew()
+        });
+        assert_eq!(again.count(), MOST as usize);
+    }
+
+    #[test]
+    fn a_peer_can_have_received_what_was_sent_only() {
+        let mut link = Link::new(0);
+        link.sent = 7;
+        assert_eq!(link.arrived_by(7), Ok(0));
+        assert!(link.arrived_by(8).is_err() && link.arrived_by(6).is_err());
     }
 }

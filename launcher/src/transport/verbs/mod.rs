@@ -5,12 +5,14 @@
 //! came to; [`credits`] see to it that there is always a place for it. A long message is read by its receiver from the sender's memory, which
 //! both register for this time only; where the system allows no registration, it comes in pieces.
 //!
-//! When a connection fails, the port is looked at first: if it is down, that is what the rank is told, and not what followed from it.
+//! When a connection fails, another one takes its place and goes on where it ended ([`mend`]), unless the port stays unusable for too long.
+//! Then that is what the rank is told, and not what followed from it.
 
 mod credits;
 mod desk;
 mod handshake;
 mod link;
+mod mend;
 mod port;
 mod reads;
 mod service;
@@ -25,12 +27,13 @@ use std::time::{Duration, Instant};
 
 use bytemuck::{Pod, Zeroable};
 use roce_bootstrap::Secret;
-use roce_verbs::{CompletionError, PacketQueue, PacketRoom, Registration, Told};
+use roce_verbs::{PacketPair, PacketQueue, PacketRoom, Registration, Told};
 use serde::{Deserialize, Serialize};
 
 use self::credits::{ALL, SPARE};
 use self::desk::{Desk, News, Wish};
 use self::link::{Link, State};
+use self::mend::Failure;
 pub(crate) use self::port::Class;
 use self::port::Port;
 use self::reads::Reads;
@@ -56,9 +59,11 @@ const LAST_WORDS: Duration = Duration::from_secs(5);
 #[repr(C)]
 struct Head {
     /// Places that are empty again: [`credits`].
-    given: u32,
+    given: u16,
     /// 1 if that is all.
-    is_only_that: u32,
+    is_only_that: u16,
+    /// How many packets went before it, modulo 2^32.
+    number: u32,
     header: Header,
 }
 
@@ -159,7 +164,7 @@ impl Opened {
             offers: BTreeMap::new(),
             reads: Reads::default(),
             due: BTreeSet::new(),
-            failed: Vec::new(),
+            failed: VecDeque::new(),
             broken: VecDeque::new(),
             desk,
             service: Some(service),
@@ -184,18 +189,12 @@ pub(crate) struct Verbs {
     reads: Reads,
     /// Peers that places are to be given back to.
     due: BTreeSet<u32>,
-    /// What failed in this poll.
-    failed: Vec<(u32, Failure)>,
+    /// What failed, and is not dealt with yet.
+    failed: VecDeque<(u32, Failure)>,
     /// To be told.
     broken: VecDeque<Broken>,
     desk: Arc<Desk>,
     service: Option<JoinHandle<()>>,
-}
-
-#[derive(Debug)]
-enum Failure {
-    Completion(CompletionError),
-    Words(String),
 }
 
 impl Verbs {
@@ -235,19 +234,8 @@ impl Verbs {
     fn take_news(&mut self) {
         for news in self.desk.take_news() {
             match news {
-                News::Ready { peer, pair } => {
-                    let Some(link) = self.links.get_mut(peer as usize).and_then(Option::as_mut) else {
-                        continue;
-                    };
-                    self.peers[link.port].insert(pair.number(), peer);
-                    // One that is broken by now has its pair closed.
-                    if matches!(link.state, State::Broken(_)) {
-                        self.closed += 1;
-                        let _ = self.queues[link.port].close(pair);
-                    } else {
-                        link.state = State::Up(pair);
-                    }
-                }
+                News::Ready { peer, pair, received } => self.go_on(peer, pair, received),
+                News::Asked { peer, era } => self.asked_again(peer, era),
                 News::Failed { peer, why } => self.lose(peer, why),
                 News::PortLost { port, why } => {
                     let concerned =
@@ -260,7 +248,7 @@ impl Verbs {
                 }
                 News::PairLost { port, number, why } => {
                     if let Some(peer) = self.peers[port].get(&number).copied() {
-                        self.failed.push((peer, Failure::Words(why)));
+                        self.failed.push_back((peer, Failure::of_connection(why)));
                     }
                 }
             }
@@ -281,29 +269,24 @@ impl Verbs {
                 // What it used is its peer's loss.
                 let _ = self.queues[port].close(pair);
             }
+            State::Opening if link.era > 0 => self.closed += 1,
             State::None | State::Opening => {}
         }
+        for slot in std::mem::take(&mut link.under_way) {
+            self.queues[port].discard(slot);
+        }
+        self.desk.wish(Wish::End { peer, why: why.clone() });
         self.offers.retain(|_, (other, _)| *other != peer);
         self.reads.forget(peer);
         self.due.remove(&peer);
         self.broken.push_back(Broken { peer, why });
     }
 
-    /// Why a connection failed: if its port is not as it should be, that, else what the device says.
-    fn cause(&self, peer: u32, failure: Failure) -> String {
-        let Some(link) = self.link(peer) else { return String::new() };
-        let endpoint = &self.endpoints[link.port];
-        match (endpoint.now(), failure) {
-            (Err(error), _) => chain(&error),
-            (Ok(_), Failure::Completion(error)) => format!("over {}: {error}", endpoint.nic.port),
-            (Ok(_), Failure::Words(words)) => format!("over {}: {words}", endpoint.nic.port),
-        }
-    }
-
-    /// Takes what has come on a port, at most a batch.
+    /// Takes what has come on a port, at most a batch; or all that came over a connection, which is taken down.
     fn poll_port(
         &mut self,
         port: usize,
+        ending: Option<PacketPair>,
         deliver: &mut impl FnMut(u32, &Header, Payload<'_>),
     ) -> roce_verbs::Result<bool> {
         let Self { queues, peers, links, desk, due, failed, reads, .. } = self;
@@ -333,16 +316,18 @@ impl Verbs {
                             deliver(peer, &header, payload.into());
                         }
                         Ok(None) => {}
-                        Err(why) => failed.push((peer, Failure::Words(why.to_owned()))),
+                        Err(why) => failed.push_back((peer, Failure::of_peer(why))),
                     }
                 }
-                Told::Sent => link.arrived += 1,
+                Told::Sent => _ = link.under_way.pop_front(),
                 Told::Read(_) => reads.arrived(peer),
-                Told::Failed(error) => failed.push((peer, Failure::Completion(error))),
+                Told::Failed(error) => failed.push_back((peer, error.into())),
             }
         };
-        let count = queues[port].poll(&mut tell)?;
-        Ok(count > 0)
+        match ending {
+            Some(pair) => queues[port].take_down(pair, &mut tell).map(|()| true),
+            None => queues[port].poll(&mut tell).map(|count| count > 0),
+        }
     }
 
     /// Gives places back where half of all are due.
@@ -351,7 +336,7 @@ impl Verbs {
             match self.send(peer, &Header::zeroed(), &[], true) {
                 Ok(true) => {}
                 Ok(false) => _ = self.due.insert(peer),
-                Err(error) => self.failed.push((peer, Failure::Words(chain(&error)))),
+                Err(error) => self.failed.push_back((peer, Failure::of_connection(chain(&error)))),
             }
         }
     }
@@ -367,14 +352,16 @@ impl Verbs {
         let Some(Some(link)) = self.links.get_mut(peer as usize) else { return Ok(false) };
         let State::Up(pair) = &link.state else { return Ok(false) };
         let most = if gives_only { ALL + SPARE } else { ALL };
-        if link.under_way() >= u64::from(most) || (!gives_only && !link.credits.any()) {
+        if link.under_way.len() >= usize::from(most) || (!gives_only && !link.credits.any()) {
             return Ok(false);
         }
         let given = link.credits.give();
-        let head = Head { given, is_only_that: u32::from(gives_only), header: *header };
+        let number = link.sent as u32;
+        let head = Head { given, is_only_that: u16::from(gives_only), number, header: *header };
         match self.queues[link.port].send(pair, [bytemuck::bytes_of(&head), payload]) {
-            Ok(true) => {
+            Ok(Some(slot)) => {
                 link.sent += 1;
+                link.under_way.push_back(slot);
                 if !gives_only {
                     link.credits.spend();
                     link.last = link.sent;
@@ -383,44 +370,45 @@ impl Verbs {
             }
             other => {
                 link.credits.keep(given);
-                other
+                other.map(|_| false)
             }
         }
     }
 
     /// Does what a poll has found to be done.
-    fn settle(&mut self) {
+    fn settle(&mut self, deliver: &mut impl FnMut(u32, &Header, Payload<'_>)) {
         if !self.due.is_empty() {
             self.give_back();
         }
         self.pump_reads();
-        for (peer, failure) in std::mem::take(&mut self.failed) {
-            // The first failure is the cause of those after it.
-            if self.link(peer).is_some_and(|link| !matches!(link.state, State::Broken(_))) {
-                let why = self.cause(peer, failure);
-                self.lose(peer, why);
-            }
+        while let Some((peer, failure)) = self.failed.pop_front() {
+            self.mend(peer, &failure, deliver);
         }
     }
 
     /// Starts RDMA reads that there is room for.
     fn pump_reads(&mut self) {
-        while let Some((peer, read)) = self.reads.next() {
-            let Some(Some(link)) = self.links.get_mut(peer as usize) else { return };
+        let Self { links, reads, queues, failed, .. } = self;
+        let is_up = |peer: u32| {
+            let link = links.get(peer as usize).and_then(Option::as_ref);
+            link.is_some_and(|link| matches!(link.state, State::Up(_)))
+        };
+        while let Some((peer, read)) = reads.next(is_up) {
+            let Some(Some(link)) = links.get(peer as usize) else { return };
             let State::Up(pair) = &link.state else { return };
-            let queue = &mut self.queues[link.port];
+            let queue = &mut queues[link.port];
             if let Err(error) = queue.read(pair, 0, read.into, read.from, read.length) {
                 let why = format!("reading {} bytes of its memory: {}", read.length, chain(&error));
-                return self.failed.push((peer, Failure::Words(why)));
+                return failed.push_back((peer, Failure::of_connection(why)));
             }
-            self.reads.started();
+            reads.started();
         }
     }
 
     fn poll_once(&mut self, deliver: &mut impl FnMut(u32, &Header, Payload<'_>)) -> bool {
         let mut came = false;
         for port in 0..self.queues.len() {
-            match self.poll_port(port, deliver) {
+            match self.poll_port(port, None, deliver) {
                 Ok(any) => came |= any,
                 Err(error) => {
                     let why = chain(&error);
@@ -451,11 +439,10 @@ impl Transport for Verbs {
         if !self.open(peer)? {
             return Ok(false);
         }
-        self.send(peer, header, payload, false).map_err(|error| {
-            let why = self.cause(peer, Failure::Words(chain(&error)));
-            self.lose(peer, why.clone());
-            self.broken.pop_back();
-            Broken { peer, why }
+        self.send(peer, header, payload, false).or_else(|error| {
+            // The next poll makes another connection.
+            self.failed.push_back((peer, Failure::of_connection(chain(&error))));
+            Ok(false)
         })
     }
 
@@ -463,7 +450,7 @@ impl Transport for Verbs {
     fn poll(&mut self, deliver: &mut impl FnMut(u32, &Header, Payload<'_>)) -> Result<bool, Broken> {
         self.take_news();
         let came = self.broken.is_empty() && self.poll_once(deliver);
-        self.settle();
+        self.settle(deliver);
         match self.broken.pop_front() {
             Some(broken) => Err(broken),
             None => Ok(came),
@@ -503,11 +490,12 @@ impl Transport for Verbs {
             return Ok(Fetched::Impossible);
         }
         let Some(link) = self.link(peer) else { return Ok(Fetched::Impossible) };
-        let domain = &self.endpoints[link.port].domain;
-        let Ok(registration) = reads::register_to_receive(domain, memory, length) else {
+        let endpoint = &self.endpoints[link.port];
+        let Ok(registration) = reads::register_to_receive(&endpoint.domain, memory, length) else {
             return Ok(Fetched::Impossible);
         };
-        self.reads.add(peer, operation, registration, (place.address, key), length);
+        let needs_proof = endpoint.limits.is_soft;
+        self.reads.add(peer, operation, registration, (place.address, key), length, needs_proof);
         self.pump_reads();
         Ok(Fetched::Started)
     }
@@ -549,17 +537,16 @@ impl Drop for Verbs {
     fn drop(&mut self) {
         let end = Instant::now() + LAST_WORDS;
         let is_sending = |links: &[Option<Box<Link>>]| {
-            links.iter().flatten().any(|link| matches!(link.state, State::Up(_)) && link.is_sending())
+            links.iter().flatten().any(|link| !matches!(link.state, State::Broken(_)) && link.is_sending())
         };
         while is_sending(&self.links) && Instant::now() < end {
             self.take_news();
             if !self.poll_once(&mut |_, _, _| {}) {
                 std::thread::yield_now();
             }
-            // Nobody is told any more, and nothing given back.
-            for (peer, _) in std::mem::take(&mut self.failed) {
-                self.lose(peer, String::new());
-            }
+            // Nobody is told any more.
+            self.settle(&mut |_, _, _| {});
+            self.broken.clear();
         }
         self.desk.wish(Wish::Stop);
         if let Some(service) = self.service.take() {

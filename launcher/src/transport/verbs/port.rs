@@ -18,11 +18,11 @@ use crate::error::chain;
 const RECEIVES: u32 = 32;
 /// Datagrams that may be on their way out.
 const SENDS: u32 = 8;
-/// How long a port may be down, or without its GID, before its connections count as lost. RC bridges that: what it sends again comes
-/// for about 9 s.
-const GRACE: Duration = Duration::from_secs(3);
-/// How often a port that is down is looked at.
-const LOOK: Duration = Duration::from_millis(250);
+/// How long a port may be down, or without its GID, before its connections count as lost. RC of the other side bridges that: it sends
+/// again for about 9 s.
+const GRACE: Duration = Duration::from_secs(8);
+/// How often a port that is down is looked at, though the device tells when it changes.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// The class of all that a rank sends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -39,13 +39,24 @@ pub(super) struct Port {
     /// For datagrams to send.
     free: Vec<Buffer>,
     class: Class,
-    /// As it was when it was looked at last; nothing has happened since.
-    now: Option<Now>,
+    /// As it was when it was looked at last; nothing has happened since. To look is many reads where a table of GIDs has many rows.
+    now: Option<Result<Now, String>>,
     /// Since when it can't be used, and when it is looked at again.
     down: Option<(Instant, Instant)>,
     is_lost: bool,
-    /// Why datagrams can't be sent any more.
+    /// Why no datagrams come and go, until they begin anew.
     deaf: Option<String>,
+}
+
+/// What has happened to a port and its queue pairs.
+#[derive(Default)]
+pub(super) struct Happened {
+    /// Queue pairs that failed, and how.
+    pub(super) failed: Vec<(u32, &'static str)>,
+    /// Why the port counts as lost from here on.
+    pub(super) lost: Option<String>,
+    /// It counts as lost, and can be used again.
+    pub(super) is_back: bool,
 }
 
 impl Port {
@@ -62,11 +73,7 @@ impl Port {
         let depth = Depth { send: SENDS, receive: RECEIVES };
         let number = endpoint.nic.port.port;
         let datagrams = Datagrams::create(&endpoint.domain, &completions, depth, number, key)?;
-        for _ in 0..RECEIVES {
-            datagrams.post_receive(Buffer::register(&endpoint.domain, DATAGRAM_OFFSET + words::MOST)?)?;
-        }
-        let free = (0..SENDS).map(|_| Buffer::register(&endpoint.domain, words::MOST));
-        let free = free.collect::<roce_verbs::Result<_>>()?;
+        let free = buffers(endpoint, &datagrams)?;
         let (endpoint, packets) = (Arc::clone(endpoint), Arc::clone(packets));
         let _ = context_events(&endpoint)?;
         let (now, down) = (None, None);
@@ -102,13 +109,11 @@ impl Port {
     /// # Errors
     /// Why it can't be used, in words.
     pub(super) fn now(&mut self) -> Result<Now, String> {
-        if self.now.is_none() {
-            self.now = Some(self.endpoint.now().map_err(|error| chain(&error))?);
-        }
-        self.now.ok_or_else(String::new)
+        let endpoint = &self.endpoint;
+        self.now.get_or_insert_with(|| endpoint.now().map_err(|error| chain(&error))).clone()
     }
 
-    pub(super) fn address(&mut self, route: &Route) -> Result<Arc<Address>, String> {
+    fn address(&mut self, route: &Route) -> Result<Arc<Address>, String> {
         let path = Path {
             port: self.endpoint.nic.port.port,
             local_gid_index: self.now()?.gid_index,
@@ -119,18 +124,36 @@ impl Port {
         Address::create(&self.endpoint.domain, path).map_err(|error| chain(&error))
     }
 
+    /// Something went wrong: what the port is like is not known any more.
+    pub(super) fn suspect(&mut self, now: Instant) {
+        self.now = None;
+        let since = self.down.map_or(now, |(since, _)| since);
+        self.down = Some((since, now));
+    }
+
+    /// It can't be used: it is looked at until it can, or counts as lost.
+    pub(super) fn wait_for(&mut self, now: Instant) {
+        if !self.is_lost {
+            self.down.get_or_insert((now, now));
+        }
+    }
+
+    pub(super) fn is_lost(&self) -> bool {
+        self.is_lost
+    }
+
     /// Sends a datagram.
     ///
     /// # Errors
     /// Why it was not sent.
-    pub(super) fn send(&mut self, address: &Arc<Address>, route: &Route, bytes: &[u8]) -> Result<(), String> {
-        if let Some(why) = &self.deaf {
-            return Err(why.clone());
-        }
+    pub(super) fn send(&mut self, route: &Route, bytes: &[u8]) -> Result<(), String> {
+        // Made each time, as the GID's row may move. What can't leave would be the end of the queue pair (rxe).
+        let address = self.address(route)?;
+        self.begin_anew()?;
         let all_on_their_way = || "all of the last are still on their way".to_owned();
         let mut buffer = self.free.pop().ok_or_else(all_on_their_way)?;
         buffer.as_mut_slice()[..bytes.len()].copy_from_slice(bytes);
-        let posted = self.datagrams.post_send(buffer, bytes.len(), address, route.number, route.key);
+        let posted = self.datagrams.post_send(buffer, bytes.len(), &address, route.number, route.key);
         posted.map(drop).map_err(|rejected| {
             self.free.push(rejected.buffer);
             chain(&*rejected.error)
@@ -144,68 +167,93 @@ impl Port {
         let _ = self.completions.arm();
         while let Ok(Some(completion)) = self.completions.poll() {
             match (completion.operation, completion.result) {
-                (Operation::Receive, result) => {
-                    let bytes =
-                        result.ok().and_then(|end| completion.buffer.as_slice().get(DATAGRAM_OFFSET..end));
+                // Datagrams fail by themselves only where the queue pair does, and with it all that is posted.
+                (_, Err(error)) => _ = self.deaf.get_or_insert_with(|| error.to_string()),
+                (Operation::Receive, Ok(end)) => {
+                    let bytes = completion.buffer.as_slice().get(DATAGRAM_OFFSET..end);
                     heard.extend(bytes.map(<[u8]>::to_vec));
-                    // A queue pair that failed hears nothing more; its peers will notice.
-                    let _ = self.datagrams.post_receive(completion.buffer);
-                }
-                (_, result) => {
-                    // The queue pair is of no use any more: datagrams fail by themselves only where it does.
-                    if let Err(error) = result {
-                        self.deaf.get_or_insert_with(|| error.to_string());
+                    if let Err(rejected) = self.datagrams.post_receive(completion.buffer) {
+                        self.deaf.get_or_insert_with(|| chain(&*rejected.error));
                     }
-                    self.free.push(completion.buffer);
                 }
+                (_, Ok(_)) => self.free.push(completion.buffer),
             }
         }
         heard
     }
 
-    /// Looks at what the device told. Queue pairs that failed, and how.
-    pub(super) fn look(&mut self, now: Instant) -> (Vec<(u32, &'static str)>, Option<String>) {
-        let mut failed = Vec::new();
+    /// Has datagrams come and go again after a failure.
+    fn begin_anew(&mut self) -> Result<(), String> {
+        if self.deaf.is_none() {
+            return Ok(());
+        }
+        self.free.clear();
+        let free = self.datagrams.restart().and_then(|()| buffers(&self.endpoint, &self.datagrams));
+        match free {
+            Ok(free) => {
+                (self.free, self.deaf) = (free, None);
+                Ok(())
+            }
+            Err(error) => Err(chain(&error)),
+        }
+    }
+
+    /// Looks at what the device told.
+    pub(super) fn look(&mut self, now: Instant) -> Happened {
+        let mut happened = Happened::default();
         while let Some(event) = self.endpoint.domain.context().next_event() {
             match event {
-                Event::QueuePair(number, how) => failed.push((number, how)),
+                Event::QueuePair(number, how) => happened.failed.push((number, how)),
                 Event::DeviceFailed => {
                     self.is_lost = true;
-                    return (
-                        failed,
-                        Some(format!("{} failed: see the kernel's log", self.endpoint.nic.port.device)),
-                    );
+                    let device = &self.endpoint.nic.port.device;
+                    happened.lost = Some(format!("{device} failed: see the kernel's log"));
+                    return happened;
                 }
-                Event::Port(port) if port == self.endpoint.nic.port.port => {
-                    self.now = None;
-                    self.down.get_or_insert((now, now));
-                }
+                Event::Port(port) if port == self.endpoint.nic.port.port => self.suspect(now),
                 _ => {}
             }
         }
-        (failed, self.watch(now))
+        if self.deaf.is_some() {
+            self.suspect(now);
+        }
+        self.watch(now, &mut happened);
+        happened
     }
 
-    /// Looks at a port of which something was told. Why it counts as lost, if so.
-    fn watch(&mut self, now: Instant) -> Option<String> {
-        let (since, next) = self.down.filter(|(_, next)| now >= *next && !self.is_lost)?;
+    /// Looks at a port of which something was told.
+    fn watch(&mut self, now: Instant, happened: &mut Happened) {
+        let Some((since, next)) = self.down.filter(|(_, next)| now >= *next) else { return };
         self.now = None;
-        let Err(why) = self.now() else {
-            self.down = None;
-            return None;
-        };
-        if now.saturating_duration_since(since) < GRACE {
-            self.down = Some((since, next.max(now) + LOOK));
-            return None;
+        match self.now().and_then(|_| self.begin_anew()) {
+            Ok(()) => {
+                self.down = None;
+                happened.is_back = self.is_lost;
+            }
+            // The next event tells when to look again.
+            Err(_) if self.is_lost => self.down = None,
+            Err(_) if now.saturating_duration_since(since) < GRACE => {
+                self.down = Some((since, next.max(now) + LOOK));
+            }
+            Err(why) => {
+                (self.down, self.is_lost) = (None, true);
+                happened.lost = Some(format!("{why} (for {} s)", GRACE.as_secs()));
+            }
         }
-        self.is_lost = true;
-        Some(why)
     }
 
     /// When to look again, if nothing is told.
     pub(super) fn due(&self) -> Option<Instant> {
-        self.down.filter(|_| !self.is_lost).map(|(_, next)| next)
+        self.down.map(|(_, next)| next)
     }
+}
+
+/// Posts a buffer for each datagram that may come; those for datagrams to send.
+fn buffers(endpoint: &Endpoint, datagrams: &Datagrams) -> roce_verbs::Result<Vec<Buffer>> {
+    for _ in 0..RECEIVES {
+        datagrams.post_receive(Buffer::register(&endpoint.domain, DATAGRAM_OFFSET + words::MOST)?)?;
+    }
+    (0..SENDS).map(|_| Buffer::register(&endpoint.domain, words::MOST)).collect()
 }
 
 fn context_events(endpoint: &Endpoint) -> roce_verbs::Result<BorrowedFd<'_>> {

@@ -1,4 +1,7 @@
 //! Long messages that this rank reads from their senders' memory, in parts that a device takes at once.
+//!
+//! Soft-RoCE may say that a read is over that is not, when an answer is not the one that it expects, and has the queue pair fail right after
+//! that (`rxe_completer`, where it warns of it). So there a read counts once a small one behind it is over too.
 #![expect(unsafe_code, reason = "registers memory that programs have lent to operations")]
 
 use std::collections::{BTreeMap, VecDeque};
@@ -48,6 +51,8 @@ struct Read {
     registration: Registration,
     from: (u64, u32),
     length: usize,
+    /// Does a small one have to follow?
+    needs_proof: bool,
     /// Bytes that reads were started for.
     begun: usize,
     /// Bytes that have come.
@@ -68,7 +73,7 @@ pub(super) struct Reads {
     /// Those that parts have to be begun of, first come first.
     unbegun: VecDeque<u32>,
     /// Parts under way by peer, in their order, which is the order in which they end: the operation, `None` if it was given up, and
-    /// bytes.
+    /// bytes; 0 for the small one that proves those before it.
     under_way: BTreeMap<u32, VecDeque<(Option<u32>, usize)>>,
     /// Those that are over and not told yet, with their peers.
     finished: VecDeque<(u32, u32)>,
@@ -82,24 +87,28 @@ impl Reads {
         registration: Registration,
         from: (u64, u32),
         length: usize,
+        needs_proof: bool,
     ) {
-        let read = Read { peer, registration, from, length, begun: 0, come: 0 };
+        let read = Read { peer, registration, from, length, needs_proof, begun: 0, come: 0 };
         self.all.insert(operation, read);
         self.unbegun.push_back(operation);
     }
 
-    /// The next part, with its peer, if there is one that may be begun.
-    pub(super) fn next(&mut self) -> Option<(u32, Part<'_>)> {
+    /// The next part of a peer that has a connection, if there is one that may be begun.
+    pub(super) fn next(&mut self, is_up: impl Fn(u32) -> bool) -> Option<(u32, Part<'_>)> {
         let place = self.unbegun.iter().position(|operation| {
-            let peer = self.all.get(operation).map(|read| read.peer);
-            let under_way = peer.and_then(|peer| self.under_way.get(&peer)).map_or(0, VecDeque::len);
-            under_way < usize::from(READS)
+            let Some(peer) = self.all.get(operation).map(|read| read.peer) else { return false };
+            let under_way = self.under_way.get(&peer).map_or(0, VecDeque::len);
+            under_way < usize::from(READS) && is_up(peer)
         })?;
         self.unbegun.swap(0, place);
         let read = self.all.get(self.unbegun.front()?)?;
-        let length = (read.length - read.begun).min(PART);
-        let from = (read.from.0.wrapping_add(read.begun as u64), read.from.1);
-        let into = (&read.registration, read.begun);
+        let (begin, length) = match read.length - read.begun {
+            0 => (0, 1),
+            left => (read.begun, left.min(PART)),
+        };
+        let from = (read.from.0.wrapping_add(begin as u64), read.from.1);
+        let into = (&read.registration, begin);
         Some((read.peer, Part { into, from, length: u32::try_from(length).unwrap_or(0) }))
     }
 
@@ -110,7 +119,7 @@ impl Reads {
         let length = (read.length - read.begun).min(PART);
         read.begun += length;
         self.under_way.entry(read.peer).or_default().push_back((Some(operation), length));
-        if read.begun == read.length {
+        if read.begun == read.length && (length == 0 || !read.needs_proof) {
             self.unbegun.pop_front();
         }
     }
@@ -123,7 +132,7 @@ impl Reads {
         let Some(operation) = operation else { return };
         let Some(read) = self.all.get_mut(&operation) else { return };
         read.come += length;
-        if read.come == read.length {
+        if read.come == read.length && (length == 0 || !read.needs_proof) {
             // The registration ends before the operation is told to be over.
             self.all.remove(&operation);
             self.finished.push_back((operation, peer));
@@ -151,6 +160,18 @@ impl Reads {
             if part.0 == Some(operation) {
                 part.0 = None;
             }
+        }
+    }
+
+    /// The connection to a peer was taken down: what is not over begins again with the next one.
+    pub(super) fn begin_anew(&mut self, peer: u32) {
+        self.under_way.remove(&peer);
+        let Self { all, unbegun, .. } = self;
+        for (operation, read) in all.iter_mut().filter(|(_, read)| read.peer == peer) {
+            if !unbegun.contains(operation) {
+                unbegun.push_back(*operation);
+            }
+            (read.begun, read.come) = (0, 0);
         }
     }
 

@@ -12,7 +12,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, SigmaskHow};
 use roce_bootstrap::Secret;
 use roce_types::Gid;
-use roce_verbs::{Address, Connection, Mtu, PacketPair};
+use roce_verbs::{Connection, Mtu, PacketPair};
 
 use super::desk::{Desk, News, Wish};
 use super::handshake::{End, Handshake, Todo, Word};
@@ -34,10 +34,13 @@ pub(super) struct Route {
 
 /// A peer that there is, or will be, a connection to.
 struct Acquaintance {
+    /// The connection's number.
+    era: u32,
     handshake: Handshake,
+    /// Packets that the peer has received over connections before this one.
+    received: u64,
     /// Until it is ready.
     pair: Option<PacketPair>,
-    address: Option<Arc<Address>>,
     /// Why the last datagram could not be sent.
     trouble: Option<String>,
 }
@@ -52,6 +55,9 @@ pub(super) struct Service {
     peers: BTreeMap<u32, Acquaintance>,
     /// Those that something must perhaps be said to again.
     unsettled: BTreeSet<u32>,
+    /// Those that the rank wants a connection to, once the port can be used, with the packets that came over those before, if there
+    /// were any.
+    wanted: BTreeMap<u32, Option<u64>>,
 }
 
 impl Service {
@@ -64,8 +70,8 @@ impl Service {
         ports: Vec<Port>,
         routes: Vec<Option<Route>>,
     ) -> std::io::Result<JoinHandle<()>> {
-        let (peers, unsettled) = (BTreeMap::new(), BTreeSet::new());
-        let mut service = Self { rank, secret, desk, ports, routes, peers, unsettled };
+        let (peers, unsettled, wanted) = (BTreeMap::new(), BTreeSet::new(), BTreeMap::new());
+        let mut service = Self { rank, secret, desk, ports, routes, peers, unsettled, wanted };
         // Signals are for the program's threads: the new thread inherits that none comes to it.
         let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
         let started = std::thread::Builder::new().name("roce-verbs".to_owned()).spawn(move || service.run());
@@ -80,24 +86,37 @@ impl Service {
                 for datagram in self.ports[number].hear() {
                     self.hear(&datagram, now);
                 }
-                let (failed, lost) = self.ports[number].look(now);
-                for (pair, why) in failed {
+                let happened = self.ports[number].look(now);
+                for (pair, why) in happened.failed {
                     let why = format!("its queue pair failed ({why})");
                     self.desk.tell(News::PairLost { port: number, number: pair, why });
                 }
-                if let Some(why) = lost {
+                if let Some(why) = happened.lost {
                     self.desk.tell(News::PortLost { port: number, why });
+                }
+                if happened.is_back {
+                    self.refuse_all(number);
                 }
             }
             for wish in self.desk.take_wishes() {
                 match wish {
-                    Wish::Open(peer) => self.ask(peer, now),
+                    Wish::Open(peer) => _ = self.wanted.insert(peer, None),
+                    Wish::Again { peer, received } => {
+                        if let Some(port) = self.port_of(peer) {
+                            port.suspect(now);
+                        }
+                        self.wanted.insert(peer, Some(received));
+                    }
+                    Wish::End { peer, why } => self.end(peer, why, now),
                     Wish::Heard(peer) => {
                         let todo = self.peers.get_mut(&peer).map(|peer| peer.handshake.hear_data());
                         self.act(peer, todo.unwrap_or_default());
                     }
                     Wish::Stop => return,
                 }
+            }
+            for (peer, received) in std::mem::take(&mut self.wanted) {
+                self.ask(peer, received, now);
             }
             for peer in self.unsettled.clone() {
                 let todo = self.peers.get_mut(&peer).map(|peer| peer.handshake.tick(now));
@@ -124,63 +143,131 @@ impl Service {
         let _ = poll(&mut all, timeout);
     }
 
-    /// The rank wants a connection.
-    fn ask(&mut self, peer: u32, now: Instant) {
-        if self.peers.contains_key(&peer) {
+    /// The rank wants a connection, the first or the next.
+    fn ask(&mut self, peer: u32, received: Option<u64>, now: Instant) {
+        let era = match self.peers.get(&peer) {
+            None => 0,
+            // The peer has asked already.
+            Some(_) if received.is_none() => return,
+            // The rank has been told, or will be.
+            Some(acquaintance) if acquaintance.handshake.refusal().is_some() => return,
+            Some(acquaintance) => acquaintance.era + 1,
+        };
+        let Some(port) = self.port_of(peer) else { return };
+        if port.now().is_err() || port.is_lost() {
+            // Who is told that a port is lost loses all its peers.
+            port.wait_for(now);
+            self.wanted.insert(peer, received);
             return;
         }
-        match self.make_end(peer) {
+        match self.make_end(peer, era, received.unwrap_or(0)) {
             Ok((end, pair)) => {
                 let (handshake, todo) = Handshake::ask(self.rank, peer, end, now);
-                self.meet(peer, handshake, Some(pair), todo);
+                self.meet(peer, era, handshake, Some(pair), todo);
             }
             Err(why) => {
                 let (handshake, todo) = Handshake::refuse(self.rank, peer, why, now);
-                self.meet(peer, handshake, None, Todo { say: None, ..todo });
+                self.meet(peer, era, handshake, None, Todo { say: None, ..todo });
+            }
+        }
+    }
+
+    /// The rank wants no connection to a peer any more.
+    fn end(&mut self, peer: u32, why: String, now: Instant) {
+        self.wanted.remove(&peer);
+        match self.peers.get_mut(&peer) {
+            Some(acquaintance) => {
+                let todo = acquaintance.handshake.end(why);
+                self.act(peer, todo);
+                if let Some(acquaintance) = self.peers.get_mut(&peer) {
+                    acquaintance.pair = None;
+                }
+            }
+            None => {
+                let (handshake, _) = Handshake::refuse(self.rank, peer, why, now);
+                self.meet(peer, 0, handshake, None, Todo::default());
+            }
+        }
+    }
+
+    /// A port that was lost can be used again. Peers may not know yet that their connections are over.
+    fn refuse_all(&mut self, port: usize) {
+        for peer in self.peers.keys().copied().collect::<Vec<_>>() {
+            if self.route(peer).is_some_and(|route| route.port == port)
+                && let Some(acquaintance) = self.peers.get(&peer)
+                && let Some(word) = acquaintance.handshake.refusal()
+            {
+                self.say(peer, acquaintance.era, &word);
             }
         }
     }
 
     /// A datagram came, from whoever.
     fn hear(&mut self, datagram: &[u8], now: Instant) {
-        let Some((Way { from, to }, word)) = words::read(&self.secret, datagram) else { return };
-        if to != self.rank || self.route(from).is_none() {
+        let Some((Way { from, to, era }, word)) = words::read(&self.secret, datagram) else { return };
+        // While the port can't be used nothing can be answered, and all is said again.
+        if to != self.rank || self.port_of(from).is_none_or(|port| port.now().is_err()) {
             return;
         }
-        if let Some(peer) = self.peers.get_mut(&from) {
-            let todo = peer.handshake.hear(&word, now);
-            return self.act(from, todo);
-        }
-        let Word::Request(theirs) = word else { return };
-        match self.make_end(from) {
-            Ok((end, pair)) => {
-                let (handshake, todo) = Handshake::answer(self.rank, from, end, theirs, now);
-                self.meet(from, handshake, Some(pair), todo);
+        match (self.peers.get_mut(&from), word) {
+            (Some(peer), word) if peer.era == era => {
+                let todo = peer.handshake.hear(&word, now);
+                self.act(from, todo);
             }
-            Err(why) => {
-                let (handshake, todo) = Handshake::refuse(self.rank, from, why, now);
-                self.meet(from, handshake, None, todo);
-            }
+            (Some(peer), Word::Request(_)) if peer.era < era => self.asked_again(from, era),
+            (None, Word::Request(theirs)) if era == 0 => match self.make_end(from, 0, 0) {
+                Ok((end, pair)) => {
+                    let (handshake, todo) = Handshake::answer(self.rank, from, end, theirs, now);
+                    self.meet(from, 0, handshake, Some(pair), todo);
+                }
+                Err(why) => {
+                    let (handshake, todo) = Handshake::refuse(self.rank, from, why, now);
+                    self.meet(from, 0, handshake, None, todo);
+                }
+            },
+            // Of a connection that is over.
+            _ => {}
         }
     }
 
-    fn meet(&mut self, peer: u32, handshake: Handshake, pair: Option<PacketPair>, todo: Todo) {
-        self.peers.insert(peer, Acquaintance { handshake, pair, address: None, trouble: None });
+    /// A peer wants another connection: its end of the one that stands here is no more. The rank has to take its own down first, for only
+    /// then it knows what has come.
+    fn asked_again(&mut self, peer: u32, era: u32) {
+        let Some(acquaintance) = self.peers.get_mut(&peer) else { return };
+        if let Some(word) = acquaintance.handshake.refusal() {
+            return self.say(peer, era, &word);
+        }
+        // It has connected, or it would not know of the one that it wants no more.
+        let todo = acquaintance.handshake.hear_data();
         self.act(peer, todo);
+        self.desk.tell(News::Asked { peer, era });
+        self.say(peer, era, &Word::Later);
+    }
+
+    fn meet(&mut self, peer: u32, era: u32, handshake: Handshake, pair: Option<PacketPair>, todo: Todo) {
+        self.peers.insert(peer, Acquaintance { era, handshake, received: 0, pair, trouble: None });
+        self.act(peer, todo);
+    }
+
+    fn port_of(&mut self, peer: u32) -> Option<&mut Port> {
+        let port = self.route(peer)?.port;
+        self.ports.get_mut(port)
     }
 
     fn route(&self, peer: u32) -> Option<&Route> {
         self.routes.get(peer as usize)?.as_ref()
     }
 
-    fn make_end(&mut self, peer: u32) -> Result<(End, PacketPair), String> {
+    fn make_end(&mut self, peer: u32, era: u32, received: u64) -> Result<(End, PacketPair), String> {
         let port_number = self.route(peer).ok_or("there is no way to it")?.port;
         let port = &mut self.ports[port_number];
         let now = port.now()?;
         let named = |error: roce_verbs::Error| {
             format!("no queue pair on {}: {}", port.endpoint.nic.port, chain(&error))
         };
-        let pair = port.packets.pair(port.endpoint.nic.port.port).map_err(named)?;
+        let number = port.endpoint.nic.port.port;
+        let pair = if era == 0 { port.packets.pair(number) } else { port.packets.pair_again(number) };
+        let pair = pair.map_err(named)?;
         let limits = port.endpoint.limits;
         let end = End {
             qp_number: pair.number(),
@@ -188,6 +275,7 @@ impl Service {
             mtu: now.mtu.bytes(),
             initiator_depth: limits.max_initiator_depth.min(MOST_READS),
             responder_depth: limits.max_responder_depth.min(MOST_READS),
+            received,
         };
         self.desk.enter(port_number, pair.number(), peer);
         Ok((end, pair))
@@ -200,12 +288,14 @@ impl Service {
         {
             todo = acquaintance.handshake.give_up(why);
         }
-        if let Some(word) = &todo.say {
-            self.say(peer, word);
+        if let Some(word) = &todo.say
+            && let Some(acquaintance) = self.peers.get(&peer)
+        {
+            self.say(peer, acquaintance.era, word);
         }
         let Some(acquaintance) = self.peers.get_mut(&peer) else { return };
         if let Some(why) = todo.failed {
-            (acquaintance.pair, acquaintance.address) = (None, None);
+            acquaintance.pair = None;
             let why = match acquaintance.trouble.take() {
                 Some(trouble) => format!("{why}; the last was not sent: {trouble}"),
                 None => why,
@@ -214,8 +304,7 @@ impl Service {
         } else if todo.is_ready
             && let Some(pair) = acquaintance.pair.take()
         {
-            acquaintance.address = None;
-            self.desk.tell(News::Ready { peer, pair });
+            self.desk.tell(News::Ready { peer, pair, received: acquaintance.received });
         }
         if acquaintance.handshake.due().is_some() {
             self.unsettled.insert(peer);
@@ -249,22 +338,18 @@ impl Service {
         let named = |error| {
             format!("no connection from {} to {}: {}", port.endpoint.nic.port, route.gid, chain(&error))
         };
-        pair.connect(&connection).map(drop).map_err(named)
+        pair.connect(&connection).map(drop).map_err(named)?;
+        if let Some(acquaintance) = self.peers.get_mut(&peer) {
+            acquaintance.received = theirs.received;
+        }
+        Ok(())
     }
 
-    fn say(&mut self, peer: u32, word: &Word) {
-        let bytes = words::write(&self.secret, Way { from: self.rank, to: peer }, word);
+    fn say(&mut self, peer: u32, era: u32, word: &Word) {
+        let bytes = words::write(&self.secret, Way { from: self.rank, to: peer, era }, word);
         let Some(Some(route)) = self.routes.get(peer as usize) else { return };
         let port = &mut self.ports[route.port];
         let Some(acquaintance) = self.peers.get_mut(&peer) else { return };
-        if acquaintance.address.is_none() {
-            acquaintance.address = match port.address(route) {
-                Ok(address) => Some(address),
-                Err(why) => return acquaintance.trouble = Some(why),
-            };
-        }
-        if let Some(address) = &acquaintance.address {
-            acquaintance.trouble = port.send(address, route, &bytes).err();
-        }
+        acquaintance.trouble = port.send(route, &bytes).err();
     }
 }

@@ -7,35 +7,38 @@ use roce_bootstrap::Secret;
 
 use super::handshake::{End, Word};
 
-const MAGIC: &[u8; 8] = b"roce-rc1";
+const MAGIC: &[u8; 8] = b"roce-rc2";
 /// Bytes before the reason of a refusal.
-const FIXED: usize = 36;
+const FIXED: usize = 48;
 const PROOF: usize = 32;
 /// The longest reason that is told.
 const MOST_WORDS: usize = 300;
 /// The longest datagram, within any MTU with its headers.
 pub(super) const MOST: usize = FIXED + MOST_WORDS + PROOF;
 
-/// Who speaks, and to whom.
+/// Who speaks, and to whom, and of which of their connections.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Way {
     pub(super) from: u32,
     pub(super) to: u32,
+    pub(super) era: u32,
 }
 
 /// As it travels.
 pub(super) fn write(secret: &Secret, way: Way, word: &Word) -> Vec<u8> {
-    let none = End { qp_number: 0, psn: 0, mtu: 0, initiator_depth: 0, responder_depth: 0 };
+    let none = End::none();
     let (kind, end, reason) = match word {
         Word::Request(end) => (1, *end, ""),
         Word::Reply(end) => (2, *end, ""),
         Word::Acknowledgement => (3, none, ""),
         Word::Refusal(reason) => (4, none, reason.as_str()),
+        Word::Later => (5, none, ""),
     };
     let mut bytes = MAGIC.to_vec();
-    for number in [way.from, way.to, kind, end.qp_number, end.psn, end.mtu] {
+    for number in [way.from, way.to, way.era, kind, end.qp_number, end.psn, end.mtu] {
         bytes.extend(number.to_be_bytes());
     }
+    bytes.extend(end.received.to_be_bytes());
     bytes.extend([end.initiator_depth, end.responder_depth, 0, 0]);
     let cut = (0..=reason.len().min(MOST_WORDS)).rev().find(|at| reason.is_char_boundary(*at)).unwrap_or(0);
     bytes.extend(&reason.as_bytes()[..cut]);
@@ -54,20 +57,22 @@ pub(super) fn read(secret: &Secret, bytes: &[u8]) -> Option<(Way, Word)> {
     let number =
         |at: usize| said[8 + 4 * at..].first_chunk().map_or(0, |bytes: &[u8; 4]| u32::from_be_bytes(*bytes));
     let end = End {
-        qp_number: number(3),
-        psn: number(4),
-        mtu: number(5),
-        initiator_depth: said[32],
-        responder_depth: said[33],
+        qp_number: number(4),
+        psn: number(5),
+        mtu: number(6),
+        received: u64::from(number(7)) << 32 | u64::from(number(8)),
+        initiator_depth: said[44],
+        responder_depth: said[45],
     };
-    let word = match number(2) {
+    let word = match number(3) {
         1 => Word::Request(end),
         2 => Word::Reply(end),
         3 => Word::Acknowledgement,
         4 => Word::Refusal(String::from_utf8_lossy(&said[FIXED..]).into_owned()),
+        5 => Word::Later,
         _ => return None,
     };
-    Some((Way { from: number(0), to: number(1) }, word))
+    Some((Way { from: number(0), to: number(1), era: number(2) }, word))
 }
 
 #[cfg(test)]
@@ -77,15 +82,21 @@ mod tests {
     use super::*;
 
     fn words() -> Vec<Word> {
-        let end =
-            End { qp_number: 0x12_3456, psn: 0xab_cdef, mtu: 4096, initiator_depth: 3, responder_depth: 16 };
+        let end = End {
+            qp_number: 0x12_3456,
+            psn: 0xab_cdef,
+            mtu: 4096,
+            initiator_depth: 3,
+            responder_depth: 16,
+            received: 0x12_3456_789a,
+        };
         let refusal = Word::Refusal("ibv_create_qp failed on rxe0: no memory".to_owned());
-        vec![Word::Request(end), Word::Reply(end), Word::Acknowledgement, refusal]
+        vec![Word::Request(end), Word::Reply(end), Word::Acknowledgement, refusal, Word::Later]
     }
 
     #[test]
     fn words_survive_the_journey() {
-        let (secret, way) = (Secret::new([3; 32]), Way { from: 5, to: 70_000 });
+        let (secret, way) = (Secret::new([3; 32]), Way { from: 5, to: 70_000, era: 3 });
         for word in words() {
             let bytes = write(&secret, way, &word);
             assert!(bytes.len() <= MOST);
@@ -98,8 +109,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_another_wrote_or_someone_changed_is_nobodys(which in 0usize..4, place: usize, change in 1u8..) {
-            let (secret, way) = (Secret::new([3; 32]), Way { from: 5, to: 6 });
+        fn what_another_wrote_or_someone_changed_is_nobodys(which in 0usize..5, place: usize, change in 1u8..) {
+            let (secret, way) = (Secret::new([3; 32]), Way { from: 5, to: 6, era: 0 });
             let mut bytes = write(&secret, way, &words()[which]);
             prop_assert_eq!(read(&Secret::new([4; 32]), &bytes), None);
             let place = place % bytes.len();

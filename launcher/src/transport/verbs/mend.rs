@@ -1,0 +1,127 @@
+//! What becomes of a connection that fails.
+//!
+//! Packets that were sent stay in their slots until the peer's device has them, and are numbered. So when a port was down for a moment, has got
+//! its GID anew, or a peer did not answer for too long, both sides take their ends down, take what has come, and say in the handshake for
+//! the next connection how many packets that were. What is missing is sent again, and RDMA reads that are not over begin again:
+//! nobody above notices.
+//!
+//! What a peer has done wrong, or the device does not allow, would only happen again: the peer is lost.
+
+use roce_verbs::{CompletionError, PacketPair};
+
+use super::Verbs;
+use super::desk::Wish;
+use super::link::State;
+use crate::error::chain;
+use crate::transport::{Header, Payload};
+
+/// Why a connection does not go on.
+#[derive(Debug)]
+pub(super) struct Failure {
+    why: String,
+    /// May another connection do better?
+    may_pass: bool,
+}
+
+impl Failure {
+    pub(super) fn of_connection(why: String) -> Self {
+        Self { why, may_pass: true }
+    }
+
+    pub(super) fn of_peer(why: &str) -> Self {
+        Self { why: why.to_owned(), may_pass: false }
+    }
+}
+
+impl From<CompletionError> for Failure {
+    fn from(error: CompletionError) -> Self {
+        Self { why: error.to_string(), may_pass: error.is_of_the_connection() }
+    }
+}
+
+impl Verbs {
+    /// Takes a connection that failed down and has the next one made, or loses the peer.
+    pub(super) fn mend(
+        &mut self,
+        peer: u32,
+        failure: &Failure,
+        deliver: &mut impl FnMut(u32, &Header, Payload<'_>),
+    ) {
+        let Some(link) = self.links.get_mut(peer as usize).and_then(Option::as_mut) else { return };
+        // The first failure is the cause of those after it.
+        let is_over = match link.state {
+            State::Broken(_) => true,
+            State::Up(_) => false,
+            State::None | State::Opening => failure.may_pass,
+        };
+        if is_over {
+            return;
+        }
+        if !failure.may_pass || !link.begin_anew() {
+            let why = self.cause(peer, failure);
+            return self.lose(peer, why);
+        }
+        let State::Up(pair) = std::mem::replace(&mut link.state, State::Opening) else { return };
+        let (port, number) = (link.port, pair.number());
+        if let Err(error) = self.poll_port(port, Some(pair), deliver) {
+            return self.lose(peer, format!("{}; before: {}", chain(&error), failure.why));
+        }
+        self.peers[port].remove(&number);
+        self.desk.leave(port, number);
+        self.reads.begin_anew(peer);
+        let Some(Some(link)) = self.links.get(peer as usize) else { return };
+        self.desk.wish(Wish::Again { peer, received: link.received });
+    }
+
+    /// The peer has taken its end down.
+    pub(super) fn asked_again(&mut self, peer: u32, era: u32) {
+        let Some(Some(link)) = self.links.get(peer as usize) else { return };
+        if matches!(link.state, State::Up(_)) && link.era < era {
+            let why = "it ended the connection to make another".to_owned();
+            self.failed.push_back((peer, Failure::of_connection(why)));
+        }
+    }
+
+    /// A connection stands, the first or the next. The peer has received so many packets over those before.
+    pub(super) fn go_on(&mut self, peer: u32, pair: PacketPair, received: u64) {
+        let Some(link) = self.links.get_mut(peer as usize).and_then(Option::as_mut) else { return };
+        let queue = &mut self.queues[link.port];
+        self.peers[link.port].insert(pair.number(), peer);
+        let arrived = link.arrived_by(received);
+        // One that is broken by now has its pair closed.
+        if matches!(link.state, State::Broken(_)) {
+            if link.era == 0 {
+                self.closed += 1;
+            }
+            let _ = queue.close(pair);
+            return;
+        }
+        let arrived = match arrived {
+            Ok(arrived) => arrived,
+            Err(why) => {
+                link.state = State::Up(pair);
+                return self.failed.push_back((peer, Failure::of_peer(why)));
+            }
+        };
+        for slot in link.under_way.drain(..arrived) {
+            queue.discard(slot);
+        }
+        for slot in &link.under_way {
+            if let Err(error) = queue.send_again(&pair, *slot) {
+                self.failed.push_back((peer, Failure::of_connection(chain(&error))));
+                break;
+            }
+        }
+        link.state = State::Up(pair);
+    }
+
+    /// Why a connection failed: if its port is not as it should be, that, else what the device says.
+    fn cause(&self, peer: u32, failure: &Failure) -> String {
+        let Some(link) = self.link(peer) else { return String::new() };
+        let endpoint = &self.endpoints[link.port];
+        match endpoint.now() {
+            Err(error) => chain(&error),
+            Ok(_) => format!("over {}: {}", endpoint.nic.port, failure.why),
+        }
+    }
+}
