@@ -19,7 +19,6 @@ pub(crate) const CONTROLS: &[Control] = &[
     Control { name: "messages::of_every_example_go_over_verbs_in_the_class_asked_for", run: examples },
     Control { name: "messages::are_as_the_model_says_over_verbs", run: as_the_model_says },
     Control { name: "messages::have_a_queue_pair_for_each_rank_spoken_to_and_none_before", run: on_demand },
-    Control { name: "messages::to_a_rank_that_died_are_an_error_with_its_name_and_node", run: death },
     Control { name: "messages::go_over_what_roce_transports_says", run: transports },
 ];
 
@@ -107,12 +106,6 @@ fn on_demand(lab: &Lab) -> Result<(), Failed> {
     let cluster = lab.cluster()?;
     task(&cluster, "messages", "connections", "ROCE_TEST_QUEUE_PAIRS=2")?;
     task(&cluster, "messages", "connections", "ROCE_TEST_QUEUE_PAIRS=3 ROCE_TRANSPORTS=verbs")?;
-    all_idle(&cluster)
-}
-
-fn death(lab: &Lab) -> Result<(), Failed> {
-    let cluster = lab.cluster()?;
-    task(&cluster, "messages", "death", "")?;
     all_idle(&cluster)
 }
 
