@@ -53,6 +53,9 @@ const READS: u16 = 8;
 const REGISTERED: usize = 32 * 1024;
 /// How long dropping may take to see what was sent arrive.
 const LAST_WORDS: Duration = Duration::from_secs(5);
+/// How long a read that was given up may take to end by itself. One from a rank that died never does with soft-RoCE, and who waits for it has an
+/// error to tell.
+const GIVEN_UP: Duration = Duration::from_millis(500);
 
 /// What every packet begins with here.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
@@ -505,7 +508,7 @@ impl Transport for Verbs {
     }
 
     fn abandon(&mut self, operation: u32) {
-        let end = Instant::now() + LAST_WORDS;
+        let end = Instant::now() + GIVEN_UP;
         while let Some((peer, count)) = self.reads.give_up(operation) {
             let Some(link) = self.link(peer) else { break };
             let State::Up(pair) = &link.state else { break };
