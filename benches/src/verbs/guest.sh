@@ -2,6 +2,8 @@
 ulimit -l unlimited
 # A peer that waits for one that is gone is ended.
 limit="timeout -k 5 150"
+# Before what a player is started with.
+idle="chrt -i 0"
 
 # The device's row of the RoCE v2 GID of 10.0.0.1.
 gid_row() {
@@ -44,9 +46,9 @@ pair() {
         shift
     done
     shift
-    $limit chrt -i 0 taskset -c 1 "${server[@]}" > /tmp/server 2>&1 &
+    $limit $idle taskset -c 1 "${server[@]}" > /tmp/server 2>&1 &
     [ -z "$port" ] || until_listening "$port"
-    if ! $limit chrt -i 0 taskset -c 0 "$@" > /tmp/client 2>&1 || ! wait $!; then
+    if ! $limit $idle taskset -c 0 "$@" > /tmp/client 2>&1 || ! wait $!; then
         echo "$*" >&2
         tail -n 20 /tmp/client /tmp/server >&2
         exit 1
@@ -84,15 +86,21 @@ open_mpi() {
     local before=$(packets)
     export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
     export UCX_UD_VERBS_ETH_DGID_CHECK=n UCX_UD_ETH_DGID_CHECK=n UCX_NET_DEVICES=rxe0:1 UCX_TLS=rc,self
-    $limit chrt -i 0 mpirun -n 2 --bind-to core --mca pml ucx --mca osc ^ucx --mca opal_common_ucx_tls any \
+    $limit $idle mpirun -n 2 --bind-to core --mca pml ucx --mca osc ^ucx --mca opal_common_ucx_tls any \
         --mca opal_common_ucx_devices any /lab/bin/openmpi "$@" 2> /tmp/mpirun || cat /tmp/mpirun >&2
     echo "packets $(($(packets) - before))"
 }
 
-# count TIMES: callgrind's file of rank 0, and where the line of packets is not wanted.
-count() {
-    rm -f /run/roce-bench.0 /run/roce-bench.1 /tmp/callgrind.out
+# A pipe to each rank.
+pipes() {
+    rm -f /run/roce-bench.0 /run/roce-bench.1
     mkfifo /run/roce-bench.0 /run/roce-bench.1
+}
+
+# count TIMES: callgrind's file of rank 0.
+count() {
+    pipes
+    rm -f /tmp/callgrind.out
     wrap="valgrind --tool=callgrind --collect-atstart=no --toggle-collect=*counted_send* --toggle-collect=*counted_receive* --callgrind-out-file=/tmp/callgrind.out" \
         ours count 8 "$1" > /dev/null && cat /tmp/callgrind.out
 }

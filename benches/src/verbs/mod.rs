@@ -68,7 +68,9 @@ pub(crate) fn run(rounds: usize, target: &Path, docs: Option<&Path>) -> Result<R
         others(&guest, &mut measured)?;
         let first = guest.run("ours first 8 1")?;
         measured.keep("first", 8, Player::Ours, lines::number(&first, "first")?);
-        measured.keep("first", 8, Player::Bare, lines::number(&first, "bare")?);
+        let bare = guest.run("pipes; ours bare 8 1")?;
+        measured.keep("first", 8, Player::Bare, lines::number(&bare, "bare")?);
+        measured.keep("end", 8, Player::Bare, lines::number(&bare, "end")?);
         println!("round {} of {rounds}", round + 1);
     }
     let counted = callgrind::read(&guest.run(&format!("count {COUNTED}"))?)?;

@@ -13,7 +13,7 @@ const TAG: u32 = 4;
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// A pipe to each rank, made by who starts them.
-fn pipe(rank: u32) -> Result<File> {
+pub(crate) fn pipe(rank: u32) -> Result<File> {
     Ok(OpenOptions::new().read(true).write(true).open(format!("/run/roce-bench.{rank}"))?)
 }
 

@@ -1,5 +1,5 @@
 //! One of the two ranks of `cargo xtask bench messages` over verbs: does what it is told, in the order of its arguments. Rank 0
-//! prints a line for each case: `name/size median mean`, in nanoseconds; of `count` and `first`, what those say.
+//! prints a line for each case: `name/size median mean`, in nanoseconds; `count`, `first` and `bare` say what else.
 
 mod clock;
 mod count;
@@ -43,6 +43,10 @@ fn main() -> Result<()> {
             }
             "first" => {
                 first::first(&mut job)?;
+                continue;
+            }
+            "bare" => {
+                first::bare(&mut job)?;
                 continue;
             }
             other => bail!("no case {other:?}"),

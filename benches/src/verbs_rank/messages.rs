@@ -12,8 +12,10 @@ const THERE: u32 = 1;
 const STREAM: u32 = 2;
 const ANSWER: u32 = 3;
 
-/// Messages of a stream that are under way.
-pub(crate) const WINDOW: u32 = 16;
+/// Messages of a stream that are under way: many, but no more than caches hold.
+pub(crate) fn window(size: usize) -> u32 {
+    u32::try_from((4 << 20) / size.max(1)).unwrap_or(u32::MAX).clamp(2, 16)
+}
 
 /// Half of the time that a message and its answer take.
 pub(crate) fn latency(world: &Communicator, size: usize, times: u32) -> Result<Laps> {
@@ -36,11 +38,12 @@ pub(crate) fn latency(world: &Communicator, size: usize, times: u32) -> Result<L
 pub(crate) fn stream(world: &Communicator, size: usize, times: u32) -> Result<Laps> {
     let peer = 1 - world.rank();
     // All of them are one lap, after a shorter one.
-    let mut count = WINDOW.min(times);
+    let window = window(size);
+    let mut count = window.min(times);
     let laps = laps(1, |_| {
         let mut under_way = VecDeque::new();
         for number in 0..count {
-            let data = if number < WINDOW {
+            let data = if number < window {
                 vec![1_u8; size]
             } else {
                 let Some(eldest) = under_way.pop_front() else { continue };

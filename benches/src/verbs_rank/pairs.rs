@@ -8,13 +8,13 @@ use roce_launcher::{Buffer, Job, QueuePair, RemoteWindow, VerbsWindow, WorkId};
 use roce_verbs::Depth;
 
 use crate::clock::{Laps, laps};
-use crate::messages::WINDOW;
+use crate::messages::window;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn connect(job: &mut Job) -> Result<QueuePair> {
     let peer = 1 - job.rank();
-    let depth = Depth { send: WINDOW + 1, receive: WINDOW + 1 };
+    let depth = Depth { send: 17, receive: 17 };
     job.connect_with(&[peer], depth)?.pop().context("no queue pair")
 }
 
@@ -106,7 +106,7 @@ fn keep_going(
 }
 
 fn buffers(pair: &QueuePair, size: usize) -> Result<Vec<Buffer>> {
-    (0..WINDOW).map(|_| Ok(pair.buffer(size)?)).collect()
+    (0..window(size)).map(|_| Ok(pair.buffer(size)?)).collect()
 }
 
 /// The time of a send in a stream of them.
@@ -114,7 +114,7 @@ pub(crate) fn send_stream(job: &mut Job, size: usize, times: u32) -> Result<Laps
     let mut pair = connect(job)?;
     let mut free = buffers(&pair, size)?;
     let rank = job.rank();
-    let mut count = WINDOW.min(times);
+    let mut count = window(size).min(times);
     let laps = laps(1, |_| {
         job.barrier()?;
         free = keep_going(&mut pair, std::mem::take(&mut free), count, |pair, buffer| {
@@ -135,7 +135,7 @@ pub(crate) fn write_stream(job: &mut Job, size: usize, times: u32) -> Result<Lap
     let mut free = buffers(&pair, size)?;
     let rank = job.rank();
     job.barrier()?;
-    let mut count = WINDOW.min(times);
+    let mut count = window(size).min(times);
     let laps = laps(1, |_| {
         if rank == 0 {
             free = keep_going(&mut pair, std::mem::take(&mut free), count, |pair, buffer| {
