@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use roce_lab::{Cluster, GuestRoot, Interrupt, Options, Software};
+use roce_lab::{Cluster, Error, GuestFault, GuestRoot, Interrupt, Options, Software};
 
 /// Functions for all that is run there.
 const SCRIPT: &str = include_str!("guest.sh");
@@ -14,6 +14,8 @@ const PEER: &str = include_str!("../messages/peer.c");
 /// More than anything there may take by itself.
 const TIMEOUT: Duration = Duration::from_secs(200);
 const NODE: &str = "vm1";
+/// How often it is booted until it does not panic.
+const BOOTS: u32 = 4;
 
 pub(super) struct Guest {
     cluster: Cluster,
@@ -36,7 +38,17 @@ impl Guest {
             lifetime: Duration::from_secs(3 * 3600),
             ..Options::new(results)
         };
-        Ok(Self { cluster: Cluster::boot(&root, options, interrupt)? })
+        // An emulated processor sometimes runs into an instruction that another one is patching, and the kernel panics: as it boots,
+        // since nothing is patched later.
+        let is_panic = |error: &Error| matches!(error, Error::Guest { fault: GuestFault::Panicked(_), .. });
+        let mut booted = Cluster::boot(&root, options.clone(), interrupt);
+        for _ in 1..BOOTS {
+            if !booted.as_ref().is_err_and(is_panic) {
+                break;
+            }
+            booted = Cluster::boot(&root, options.clone(), interrupt);
+        }
+        Ok(Self { cluster: booted? })
     }
 
     /// What runs it: an emulated machine is another than one of the host's processors.
