@@ -90,15 +90,11 @@ impl Measured {
             }
         }
         let (ours, theirs) = (self.of("first", 8, Player::Ours), self.of("first", 8, Player::Bare));
-        let peer = "a queue pair, made and connected";
-        cases.push(Case::less_is_better(
-            "first message to a peer, 8 B",
-            peer,
-            "ns",
-            ours,
-            theirs,
-            Some(FIRST),
-        ));
+        let what = "first message to a peer, 8 B";
+        let peer = "a bare queue pair of two ranks";
+        cases.push(Case::less_is_better(what, peer, "ns", ours.clone(), theirs, Some(FIRST)));
+        let theirs = self.of("end", 8, Player::Bare);
+        cases.push(Case::less_is_better(what, "one end of it alone", "ns", ours, theirs, None));
         cases.extend(self.instructions());
         cases
     }

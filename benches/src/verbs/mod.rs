@@ -15,6 +15,7 @@ use roce_lab::Interrupt;
 
 use self::guest::Guest;
 use self::measured::{Measured, Player};
+use crate::machine;
 use crate::report::Report;
 
 /// Nanoseconds of one.
@@ -55,7 +56,7 @@ pub(crate) fn run(rounds: usize, target: &Path, docs: Option<&Path>) -> Result<R
     ensure!(rounds > 0, "--rounds=0: at least one round is needed");
     let interrupt = Interrupt::on_signals()?;
     let guest = Guest::boot(&target.join("lab"), &target.join("bench/verbs"), &interrupt)?;
-    let setting = format!("{}; {rounds} rounds", guest.describe()?);
+    let setting = format!("{}; on {}; {rounds} rounds", guest.describe()?, machine::describe());
     println!("{setting}");
     let mut measured = Measured::default();
     for round in 0..rounds {
