@@ -13,6 +13,7 @@ mod plugin;
 mod report;
 mod simulation;
 mod stepd;
+mod verbs;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -42,13 +43,17 @@ fn main() -> Result<ExitCode> {
         ["messages", output, rounds, ref docs @ ..] => {
             messages::run(rounds.parse()?, docs.first().map(Path::new))?.finish(Path::new(output))
         }
+        ["messages-verbs", output, rounds, target, ref docs @ ..] => {
+            verbs::run(rounds.parse()?, Path::new(target), docs.first().map(Path::new))?
+                .finish(Path::new(output))
+        }
         ["simulate-bootstrap", output, seed, sizes, ref docs @ ..] => {
             let sizes: Vec<u32> = sizes.split(',').map(str::parse).collect::<Result<_, _>>()?;
             simulation::run(seed.parse()?, &sizes, Path::new(output), docs.first().map(Path::new))?;
             Ok(ExitCode::SUCCESS)
         }
         _ => bail!(
-            "usage: roce-bench plan|plugin|bootstrap|messages|simulate-bootstrap FILE.json ... (cargo xtask bench does it)"
+            "usage: roce-bench plan|plugin|bootstrap|messages|messages-verbs|simulate-bootstrap FILE.json ... (cargo xtask bench does it)"
         ),
     }
 }

@@ -76,7 +76,7 @@ impl Case {
     }
 
     /// Was what was promised reached?
-    fn holds(&self) -> bool {
+    pub(crate) fn holds(&self) -> bool {
         self.goal.is_none_or(|goal| self.ratio >= goal)
     }
 }

@@ -17,6 +17,8 @@ const PACKAGES: &str = "slurmd,slurmctld,slurm-client,munge,rdma-core,ibverbs-ut
                         iproute2,kmod,mount,procps,busybox-static,cpio";
 /// Open MPI over UCX, and a program to run on it.
 const MPI_PACKAGES: &str = "openmpi-bin,netpipe-openmpi";
+/// Beside Open MPI: libfabric's ping-pong, and callgrind.
+const BENCH_PACKAGES: &str = "libfabric-bin,valgrind";
 const INIT: &str = include_str!("../guest/init.sh");
 const INITRD_INIT: &str = include_str!("../guest/initrd-init.sh");
 const MAKE_INITRD: &str = include_str!("../guest/make-initrd.sh");
@@ -35,6 +37,8 @@ pub enum Software {
     Rdma,
     /// Open MPI over UCX too, which takes twice as long to install.
     Mpi,
+    /// What messages are measured beside: libfabric's programs, and valgrind, too.
+    Bench,
 }
 
 /// The Debian packages of a root, as mmdebstrap takes them.
@@ -42,6 +46,7 @@ fn packages(software: Software) -> String {
     match software {
         Software::Rdma => PACKAGES.to_owned(),
         Software::Mpi => format!("{PACKAGES},{MPI_PACKAGES}"),
+        Software::Bench => format!("{PACKAGES},{MPI_PACKAGES},{BENCH_PACKAGES}"),
     }
 }
 

@@ -14,6 +14,8 @@ pub(crate) struct Endpoint {
     pub(crate) nic: Nic,
     pub(crate) domain: Arc<ProtectionDomain>,
     pub(crate) limits: Limits,
+    /// As it was when it was opened: to look again takes a file for each row of the GID table.
+    pub(crate) opened: Now,
     node: String,
 }
 
@@ -32,27 +34,30 @@ impl Endpoint {
         let context = Context::open(&nic.port.device).map_err(cannot)?;
         let limits = context.limits().map_err(cannot)?;
         let domain = ProtectionDomain::create(&context).map_err(cannot)?;
-        let endpoint = Self { nic: nic.clone(), domain, limits, node: node.to_owned() };
-        endpoint.now()?;
-        Ok(endpoint)
+        let (nic, node) = (nic.clone(), node.to_owned());
+        let opened = now(&nic, &domain, &node)?;
+        Ok(Self { nic, domain, limits, opened, node })
     }
 
     /// Looks again: the port's state and MTU, and the GID's row by its value, for rows move.
     pub(crate) fn now(&self) -> Result<Now> {
-        let port: &DevicePort = &self.nic.port;
-        let cannot =
-            |source| Error::Port { port: port.clone(), node: self.node.clone(), source: Box::new(source) };
-        let state = self.domain.context().port(port.port).map_err(cannot)?;
-        let problem = match (state.ethernet, state.active) {
-            (true, true) => None,
-            (false, _) => Some("it is not an Ethernet port, so it speaks no RoCE"),
-            (true, false) => Some("it is not active: its netdev is down, or has no carrier"),
-        };
-        if let Some(problem) = problem {
-            return Err(Error::PortState { port: port.clone(), node: self.node.clone(), problem });
-        }
-        let table = roce_verbs::read_gid_table(Path::new(roce_verbs::INFINIBAND), port).map_err(cannot)?;
-        let gid_index = roce_verbs::find_roce_v2(&table, port, self.nic.gid).map_err(cannot)?;
-        Ok(Now { gid_index, mtu: state.active_mtu })
+        now(&self.nic, &self.domain, &self.node)
     }
+}
+
+fn now(nic: &Nic, domain: &ProtectionDomain, node: &str) -> Result<Now> {
+    let port: &DevicePort = &nic.port;
+    let cannot = |source| Error::Port { port: port.clone(), node: node.to_owned(), source: Box::new(source) };
+    let state = domain.context().port(port.port).map_err(cannot)?;
+    let problem = match (state.ethernet, state.active) {
+        (true, true) => None,
+        (false, _) => Some("it is not an Ethernet port, so it speaks no RoCE"),
+        (true, false) => Some("it is not active: its netdev is down, or has no carrier"),
+    };
+    if let Some(problem) = problem {
+        return Err(Error::PortState { port: port.clone(), node: node.to_owned(), problem });
+    }
+    let table = roce_verbs::read_gid_table(Path::new(roce_verbs::INFINIBAND), port).map_err(cannot)?;
+    let gid_index = roce_verbs::find_roce_v2(&table, port, nic.gid).map_err(cannot)?;
+    Ok(Now { gid_index, mtu: state.active_mtu })
 }

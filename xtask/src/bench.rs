@@ -2,6 +2,7 @@
 
 use crate::{
     artifacts::{self, built, cargo},
+    demo,
     dist::{self, Zigbuild},
     packages,
     progress::Progress,
@@ -10,7 +11,7 @@ use anyhow::Result;
 use clap::ValueEnum;
 use nix::unistd::Uid;
 use roce_lab::{
-    Interrupt, Process,
+    Interrupt, Process, Software,
     packages::{Need, authorise},
     process::{run_logged, tied_as_root},
 };
@@ -33,6 +34,9 @@ pub(crate) struct Arguments {
     /// Whom `bootstrap` is compared with: pmi2, pmix, mpi (all)
     #[arg(long, value_delimiter = ',')]
     peers: Vec<String>,
+    /// What `messages` go over: shared, verbs (both, one after the other)
+    #[arg(long, value_delimiter = ',', default_values = ["shared", "verbs"])]
+    over: Vec<Over>,
     /// Write what `bootstrap` or `messages` measures into docs/bootstrap.md or docs/messages.md, and docs/images, too
     #[arg(long)]
     docs: bool,
@@ -47,8 +51,15 @@ enum Name {
     /// How long it takes until every rank knows every other: ours, PMI2, PMIx and Open MPI's MPI_Init in a real Slurm of eight
     /// nodes on this machine
     Bootstrap,
-    /// Messages and collectives within a node, against Open MPI, MPICH and a bare cache line
+    /// Messages and collectives within a node, against Open MPI, MPICH and a bare cache line; and messages over a soft-RoCE device of
+    /// a guest, against perftest, Open MPI and libfabric
     Messages,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Over {
+    Shared,
+    Verbs,
 }
 
 const LOG: &str = "target/bench/build.log";
@@ -74,12 +85,38 @@ pub(crate) fn run(arguments: &Arguments, interrupt: &Interrupt) -> Result<ExitCo
         }
         Name::Messages => {
             packages::ensure(Need::Bench, &progress, interrupt)?;
-            messages(arguments, &progress, interrupt)?
+            let mut commands = Vec::new();
+            if arguments.over.contains(&Over::Shared) {
+                commands.push(messages(arguments, &progress, interrupt)?);
+            }
+            if arguments.over.contains(&Over::Verbs) {
+                commands.push(messages_over_verbs(arguments, &progress, interrupt)?);
+            }
+            return all(progress, commands, interrupt);
         }
     };
+    all(progress, vec![command], interrupt)
+}
+
+/// One after the other; all must succeed, and none is left out.
+fn all(progress: Progress, commands: Vec<Command>, interrupt: &Interrupt) -> Result<ExitCode> {
     drop(progress);
-    let status = Process::spawn(command)?.wait(interrupt)?;
-    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let mut all_hold = true;
+    for command in commands {
+        all_hold &= Process::spawn(command)?.wait(interrupt)?.success();
+    }
+    Ok(if all_hold { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// In a guest, and before all others, as below: what else runs takes the guest's processors away for longer than a message takes.
+fn messages_over_verbs(arguments: &Arguments, progress: &Progress, interrupt: &Interrupt) -> Result<Command> {
+    let (_, mut command) = demo::prepare("trixie", Software::Bench, progress, interrupt, || {
+        before_all_others(progress, interrupt)
+    })?;
+    command.args(["messages-verbs", "target/bench/messages-verbs.json"]);
+    command.args([&arguments.rounds.unwrap_or(10).to_string(), "target"]);
+    command.args(arguments.docs.then_some("docs"));
+    Ok(command)
 }
 
 /// Before all others, as below.

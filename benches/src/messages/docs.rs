@@ -40,7 +40,7 @@ fn table(measured: &Measured, unit: &str, is_in: &dyn Fn(&Case) -> bool) -> Stri
 }
 
 /// Digits as many as mean something.
-fn show(values: &[f64]) -> String {
+pub(crate) fn show(values: &[f64]) -> String {
     let ((least, most), middle) = (spread(values), median(values));
     let show = crate::plot::number;
     format!("{} ({}-{})", show(&middle), show(&least), show(&most))
@@ -85,6 +85,6 @@ fn stream(measured: &Measured, setting: &str) -> Plot {
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "plotters' type")]
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "sizes of messages")]
-fn size(value: &f64) -> String {
+pub(crate) fn size(value: &f64) -> String {
     bytes(value.round() as usize)
 }

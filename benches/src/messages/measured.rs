@@ -88,7 +88,7 @@ pub(super) fn name(case: Case) -> String {
 }
 
 /// `8 B`, `64 KiB`
-pub(super) fn bytes(size: usize) -> String {
+pub(crate) fn bytes(size: usize) -> String {
     match size {
         0..1024 => format!("{size} B"),
         1024..1_048_576 => format!("{} KiB", size >> 10),

@@ -11,6 +11,9 @@ use std::path::Path;
 
 use anyhow::{Result, ensure};
 
+pub(crate) use self::docs::{show, size};
+pub(crate) use self::measured::bytes;
+
 use self::measured::Measured;
 use self::player::{Built, Player};
 use crate::machine;

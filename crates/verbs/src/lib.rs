@@ -69,7 +69,7 @@ pub use library::{ForkSafety, device_names, fork_safety};
 pub use memory::{Buffer, RemoteWindow, Window};
 pub use mtu::Mtu;
 pub use notice::Event;
-pub use packets::{PacketPair, PacketQueue, PacketRoom, PacketSlot, Packets, Told};
+pub use packets::{PacketPair, PacketQueue, PacketRoom, PacketSlot, Packets, Polled, Told};
 pub use queue_pair::{Depth, QueuePair, Rejected};
 pub use readback::Readback;
 pub use registration::{Access, Registration};

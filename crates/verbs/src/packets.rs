@@ -126,6 +126,7 @@ impl Packets {
     }
 
     /// Gives a slot that holds nothing any more to the device.
+    #[inline]
     fn post(&self, slots: &Slots, number: usize, place: u16) -> Result<()> {
         let mut element = self.element(slots, place, self.room.packet);
         let mut request = ffi::ibv_recv_wr {
@@ -138,15 +139,17 @@ impl Packets {
         // SAFETY: the queue exists until `drop`, and its slots as long. Request and element live during the call, which copies them. The
         // slot is new, or its last receive has completed and what came was given, so nothing else refers to its bytes.
         let code = unsafe { ffi::ibv_post_srq_recv(self.receives, &raw mut request, &raw mut bad) };
-        Error::check(code, "ibv_post_srq_recv", self.domain.device())
+        if code == 0 { Ok(()) } else { Error::check(code, "ibv_post_srq_recv", self.domain.device()) }
     }
 
+    #[inline]
     fn element(&self, slots: &Slots, place: u16, length: usize) -> ffi::ibv_sge {
         let addr = self.start(slots, place).addr() as u64;
         // A packet has at most 4 GiB: looked at in `PacketQueue::create`.
         ffi::ibv_sge { addr, length: u32::try_from(length).unwrap_or_default(), lkey: slots.region.keys().0 }
     }
 
+    #[inline]
     fn start(&self, slots: &Slots, place: u16) -> *mut u8 {
         debug_assert!(place < self.room.receives + self.room.sends);
         // SAFETY: a region has (receives + sends) x packet bytes, and `place` is below receives + sends everywhere.
@@ -211,6 +214,17 @@ pub enum Told<'a> {
     Read(u32),
     /// The connection has failed. It tells so of each operation that was under way.
     Failed(CompletionError),
+}
+
+/// What [`PacketQueue::poll_for`] has found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Polled {
+    /// Nothing has happened.
+    Nothing,
+    /// All that has happened was taken.
+    All,
+    /// Something was not.
+    Left,
 }
 
 /// Sends and receives on the connections of a port.
@@ -303,6 +317,7 @@ impl PacketQueue {
     ///
     /// # Errors
     /// [`Error::Length`] for more than a packet; [`Error::Call`].
+    #[inline]
     pub fn send(&mut self, pair: &PacketPair, parts: [&[u8]; 2]) -> Result<Option<PacketSlot>> {
         let length = parts[0].len() + parts[1].len();
         let most = self.packets.room.packet;
@@ -330,6 +345,7 @@ impl PacketQueue {
         }
     }
 
+    #[inline]
     fn post_slot(&mut self, pair: &PacketPair, slot: PacketSlot) -> Result<()> {
         let PacketSlot { region, place, length } = slot;
         let element = self.packets.element(&self.slots[region], place, length);
@@ -378,6 +394,7 @@ impl PacketQueue {
         self.post(pair, READ << KIND | u64::from(name), element, Some(from))
     }
 
+    #[inline]
     fn post(
         &self,
         pair: &PacketPair,
@@ -404,6 +421,7 @@ impl PacketQueue {
         if code == 0 { Ok(()) } else { Error::check(code, "ibv_post_send", &pair.pair.named()) }
     }
 
+    #[inline]
     fn user(&mut self, number: usize, place: u16) -> &mut u32 {
         &mut self.users[number][usize::from(place - self.packets.room.receives)]
     }
@@ -418,7 +436,7 @@ impl PacketQueue {
             let count = self.waiting.len().min(BATCH);
             for _ in 0..count {
                 if let Some(entry) = self.waiting.pop_front() {
-                    self.tell(&entry, tell)?;
+                    self.tell(&entry, &mut all(tell))?;
                 }
             }
             return Ok(count);
@@ -428,9 +446,36 @@ impl PacketQueue {
         for entry in &entries[..count] {
             // SAFETY: ibv_poll_cq filled so many.
             let entry = unsafe { entry.assume_init_ref() };
-            self.tell(entry, tell)?;
+            self.tell(entry, &mut all(tell))?;
         }
         Ok(count)
+    }
+
+    /// The same for who waits for one thing alone: `tell` says whether it has taken what it is told. [`poll`](Self::poll) tells again
+    /// what it has not, and then all that came later.
+    ///
+    /// # Errors
+    /// As [`poll`](Self::poll).
+    #[inline]
+    pub fn poll_for(&mut self, tell: &mut impl FnMut(u32, Told<'_>) -> bool) -> Result<Polled> {
+        while let Some(entry) = self.waiting.pop_front() {
+            if !self.tell(&entry, tell)? {
+                self.waiting.push_front(entry);
+                return Ok(Polled::Left);
+            }
+        }
+        let mut entries = [const { MaybeUninit::<ffi::ibv_wc>::uninit() }; BATCH];
+        let count = self.take(&mut entries)?;
+        for (place, entry) in entries[..count].iter().enumerate() {
+            // SAFETY: ibv_poll_cq filled so many.
+            if !self.tell(unsafe { entry.assume_init_ref() }, tell)? {
+                // SAFETY: as above.
+                let rest = entries[place..count].iter().map(|entry| unsafe { entry.assume_init_read() });
+                self.waiting.extend(rest);
+                return Ok(Polled::Left);
+            }
+        }
+        Ok(if count == 0 { Polled::Nothing } else { Polled::All })
     }
 
     /// How many RDMA reads of a connection are over and will be told by `poll`, whatever became of them.
@@ -466,46 +511,67 @@ impl PacketQueue {
         })
     }
 
-    fn tell(&mut self, entry: &ffi::ibv_wc, tell: &mut impl FnMut(u32, Told<'_>)) -> Result<()> {
+    /// Whether what was told was taken; else its slot stays as it is.
+    #[inline]
+    fn tell(&mut self, entry: &ffi::ibv_wc, tell: &mut impl FnMut(u32, Told<'_>) -> bool) -> Result<bool> {
         let kind = entry.wr_id >> KIND;
-        let is_good = entry.status == ffi::ibv_wc_status::IBV_WC_SUCCESS;
-        if kind == RECEIVE && self.slots.len() <= slot(entry.wr_id).0 {
-            self.learn();
-        }
-        let failed = |operation| {
-            Told::Failed(CompletionError {
-                operation,
-                device: self.packets.domain.device().to_owned(),
-                status: entry.status,
-                vendor_code: entry.vendor_err,
-            })
-        };
-        if kind == READ {
-            let name = u32::try_from(entry.wr_id & u64::from(u32::MAX)).unwrap_or_default();
-            tell(entry.qp_num, if is_good { Told::Read(name) } else { failed(Operation::Read) });
-            return Ok(());
-        }
         let (number, place) = slot(entry.wr_id);
-        if kind == SEND {
-            tell(entry.qp_num, if is_good { Told::Sent } else { failed(Operation::Send) });
-            // What did not arrive may be sent again. One of a connection that was closed is free already.
-            if is_good && self.users.len() > number && *self.user(number, place) == entry.qp_num {
-                *self.user(number, place) = 0;
-                self.free.push((number, place));
+        let is_good = entry.status == ffi::ibv_wc_status::IBV_WC_SUCCESS;
+        if !is_good {
+            if !tell(entry.qp_num, Told::Failed(self.failed(entry))) {
+                return Ok(false);
             }
-            return Ok(());
-        }
-        let Some(slots) = self.slots.get(number) else { return Ok(()) };
-        if is_good {
+        } else if kind == READ {
+            let name = u32::try_from(entry.wr_id & u64::from(u32::MAX)).unwrap_or_default();
+            return Ok(tell(entry.qp_num, Told::Read(name)));
+        } else if kind == SEND {
+            if !tell(entry.qp_num, Told::Sent) {
+                return Ok(false);
+            }
+        } else {
+            if self.slots.len() <= number {
+                self.learn();
+            }
+            let Some(slots) = self.slots.get(number) else { return Ok(true) };
             let length = (entry.byte_len as usize).min(self.packets.room.packet);
             // SAFETY: the slot has so many initialised bytes (its pages began as zeros). Its receive has completed, so the device writes
             // there no more until it is posted again, below, when the borrow has ended.
             let bytes = unsafe { std::slice::from_raw_parts(self.packets.start(slots, place), length) };
-            tell(entry.qp_num, Told::Packet(bytes));
-        } else {
-            tell(entry.qp_num, failed(Operation::Receive));
+            if !tell(entry.qp_num, Told::Packet(bytes)) {
+                return Ok(false);
+            }
         }
-        self.packets.post(slots, number, place)
+        match kind {
+            // What did not arrive may be sent again. One of a connection that was closed is free already.
+            SEND if is_good && self.users.len() > number && *self.user(number, place) == entry.qp_num => {
+                *self.user(number, place) = 0;
+                self.free.push((number, place));
+            }
+            RECEIVE => {
+                if self.slots.len() <= number {
+                    self.learn();
+                }
+                if let Some(slots) = self.slots.get(number) {
+                    self.packets.post(slots, number, place)?;
+                }
+            }
+            _ => {}
+        }
+        Ok(true)
+    }
+
+    #[cold]
+    fn failed(&self, entry: &ffi::ibv_wc) -> CompletionError {
+        CompletionError {
+            operation: match entry.wr_id >> KIND {
+                READ => Operation::Read,
+                SEND => Operation::Send,
+                _ => Operation::Receive,
+            },
+            device: self.packets.domain.device().to_owned(),
+            status: entry.status,
+            vendor_code: entry.vendor_err,
+        }
     }
 
     /// Ends a connection that failed, and tells all that has come over it: the peer may know that it has come. Packets that have not arrived,
@@ -530,7 +596,7 @@ impl PacketQueue {
         self.set_aside()?;
         for entry in std::mem::take(&mut self.waiting) {
             if entry.qp_num == number {
-                self.tell(&entry, tell)?;
+                self.tell(&entry, &mut all(tell))?;
             } else {
                 self.waiting.push_back(entry);
             }
@@ -562,7 +628,16 @@ impl PacketQueue {
     }
 }
 
+/// Who takes all that is told.
+fn all<'a>(tell: &'a mut impl FnMut(u32, Told<'_>)) -> impl FnMut(u32, Told<'_>) -> bool + 'a {
+    move |number, told| {
+        tell(number, told);
+        true
+    }
+}
+
 /// The slot of a work request: region and place.
+#[inline]
 fn slot(id: u64) -> (usize, u16) {
     let number = (id & !(3 << KIND)) >> REGION;
     (usize::try_from(number).unwrap_or(usize::MAX), (id & 0xffff) as u16)

@@ -227,11 +227,9 @@ impl Transports {
 
 impl Transports {
     fn try_send_otherwise(&mut self, peer: u32, header: &Header, payload: &[u8]) -> Result<bool, Broken> {
-        match (self.ways.get(peer as usize), &mut self.shared, &mut self.tcp, &mut self.verbs) {
-            (Some(Way::Shared), Some(shared), ..) => shared.try_send(peer, header, payload),
-            (Some(Way::Verbs), _, _, Some(verbs)) => verbs.try_send(peer, header, payload),
-            (Some(Way::Tcp(_)), _, Some(tcp), _) => tcp.try_send(peer, header, payload),
-            (Some(Way::SharedLater(_)), Some(_), ..) => {
+        match (self.ways.get(peer as usize), &mut self.shared, &mut self.tcp) {
+            (Some(Way::Tcp(_)), _, Some(tcp)) => tcp.try_send(peer, header, payload),
+            (Some(Way::SharedLater(_)), Some(_), _) => {
                 self.open(peer)?;
                 self.try_send(peer, header, payload)
             }
@@ -278,16 +276,19 @@ impl Transport for Transports {
         peer: u32,
         take: &mut impl FnMut(&Header, Payload<'_>) -> bool,
     ) -> Result<Look, Broken> {
-        match (self.ways.get(peer as usize), &mut self.shared) {
-            (Some(Way::Shared | Way::SharedLater(_)), Some(shared)) => shared.look_at(peer, take),
+        match (self.ways.get(peer as usize), &mut self.shared, &mut self.verbs) {
+            (Some(Way::Shared | Way::SharedLater(_)), Some(shared), _) => shared.look_at(peer, take),
+            (Some(Way::Verbs), _, Some(verbs)) => verbs.look_at(peer, take),
             _ => Ok(Look::Poll),
         }
     }
 
     #[inline]
     fn try_send(&mut self, peer: u32, header: &Header, payload: &[u8]) -> Result<bool, Broken> {
-        if let (Some(Way::Shared), Some(shared)) = (self.ways.get(peer as usize), &mut self.shared) {
-            return shared.try_send(peer, header, payload);
+        match (self.ways.get(peer as usize), &mut self.shared, &mut self.verbs) {
+            (Some(Way::Shared), Some(shared), _) => return shared.try_send(peer, header, payload),
+            (Some(Way::Verbs), _, Some(verbs)) => return verbs.try_send(peer, header, payload),
+            _ => {}
         }
         self.try_send_otherwise(peer, header, payload)
     }

@@ -62,10 +62,16 @@ impl Desk {
         let _ = self.bell.write(1);
     }
 
+    /// For the rank: is anything new?
+    #[inline]
+    pub(super) fn has_news(&self) -> bool {
+        self.has_news.load(Ordering::Relaxed)
+    }
+
     /// For the rank: what is new. One load where nothing is.
     #[inline]
     pub(super) fn take_news(&self) -> Vec<News> {
-        if !self.has_news.load(Ordering::Relaxed) {
+        if !self.has_news() {
             return Vec::new();
         }
         let mut news = lock(&self.news);

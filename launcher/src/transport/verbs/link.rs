@@ -12,6 +12,7 @@ use crate::transport::Header;
 const FRUITLESS: u32 = 3;
 /// Connections that may take the place of the first: each that fails may cost a place for receives (rxe), and there are more of them.
 const MOST: u32 = 16;
+const NONSENSE: &str = "it sent something that makes no sense; do all ranks run the same build?";
 
 #[derive(Debug)]
 pub(super) enum State {
@@ -97,10 +98,30 @@ impl Link {
     /// If no rank of this build sends that.
     #[inline]
     pub(super) fn hear<'a>(&mut self, bytes: &'a [u8]) -> Result<Option<(Header, &'a [u8])>, &'static str> {
-        const NONSENSE: &str = "it sent something that makes no sense; do all ranks run the same build?";
-        let (head, payload) = bytes.split_at_checked(HEAD).ok_or(NONSENSE)?;
-        let head: Head = bytemuck::pod_read_unaligned(head);
-        if head.number != self.received as u32 {
+        let (head, payload) = Self::split(bytes).ok_or(NONSENSE)?;
+        Ok(if self.count(&head)? { Some((head.header, payload)) } else { None })
+    }
+
+    /// What begins a packet, and the rest.
+    #[inline]
+    pub(super) fn split(bytes: &[u8]) -> Option<(Head, &[u8])> {
+        let (head, payload) = bytes.split_at_checked(HEAD)?;
+        Some((bytemuck::pod_read_unaligned(head), payload))
+    }
+
+    /// Is that packet the one after the last?
+    #[inline]
+    pub(super) fn is_next(&self, head: &Head) -> bool {
+        head.number == self.received as u32
+    }
+
+    /// A packet has come, and its place is empty again. Whether it is more than places given back.
+    ///
+    /// # Errors
+    /// As [`hear`](Self::hear).
+    #[inline]
+    pub(super) fn count(&mut self, head: &Head) -> Result<bool, &'static str> {
+        if !self.is_next(head) {
             return Err("a packet of it is missing, or came twice; see the kernel's log");
         }
         self.received += 1;
@@ -108,12 +129,12 @@ impl Link {
             return Err(NONSENSE);
         }
         if head.is_only_that != 0 {
-            return Ok(None);
+            return Ok(false);
         }
         if !self.credits.empty() {
             return Err(NONSENSE);
         }
-        Ok(Some((head.header, payload)))
+        Ok(true)
     }
 }
 

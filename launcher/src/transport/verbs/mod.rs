@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 
 use bytemuck::{Pod, Zeroable};
 use roce_bootstrap::Secret;
-use roce_verbs::{PacketPair, PacketQueue, PacketRoom, Registration, Told};
+use roce_verbs::{PacketPair, PacketQueue, PacketRoom, Polled, Registration, Told};
 use serde::{Deserialize, Serialize};
 
 use self::credits::{ALL, SPARE};
@@ -38,19 +38,25 @@ pub(crate) use self::port::Class;
 use self::port::Port;
 use self::reads::Reads;
 use self::service::{Route, Service};
-use super::{Broken, Fetched, Header, Payload, Place, Transport};
+use super::{Broken, Fetched, Header, Look, Payload, Place, Transport};
 use crate::endpoint::Endpoint;
 use crate::error::chain;
 use crate::messages::{Lent, LentMut};
 
+/// The bytes of a slot: as many as fill whole packets of the wire, of which each costs.
+const SLOT: usize = 8192;
 /// The most bytes of a packet's payload.
-const MOST: usize = 8192;
+const MOST: usize = SLOT - HEAD;
+/// Messages that are waited for go unasked up to this length: half of a connection's places hold it, and asking takes a round trip.
+const UNASKED: usize = SLOT * ALL as usize / 2;
 /// Slots for sends that each connection brings. All connections share them.
 const SENDS: u16 = 8;
 /// RDMA reads of a connection at the same time.
 const READS: u16 = 8;
 /// Messages from this length on are read from the sender's memory: to register it costs more than to copy less.
 const REGISTERED: usize = 32 * 1024;
+/// How often a look at one peer polls: more than once, for between looks is a pause, which a NIC does not need.
+const POLLS: u32 = 16;
 /// How long dropping may take to see what was sent arrive.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 /// How long a read that was given up may take to end by itself. One from a rank that died never does with soft-RoCE, and who waits for it has an
@@ -118,7 +124,7 @@ impl Opened {
             let by_entries = limits.max_cq_entries / u32::from(receives + SENDS + READS);
             let connections = ranks.min(by_receives).min(by_entries).max(1);
             let room = PacketRoom {
-                packet: HEAD + MOST,
+                packet: SLOT,
                 receives,
                 sends: SENDS,
                 depth: ALL + SPARE + READS,
@@ -345,6 +351,7 @@ impl Verbs {
     }
 
     /// Sends a packet on a connection that stands, if there is room.
+    #[inline]
     fn send(
         &mut self,
         peer: u32,
@@ -438,8 +445,14 @@ impl Transport for Verbs {
     }
 
     #[inline]
+    fn unasked(&self, _: u32) -> usize {
+        UNASKED
+    }
+
+    #[inline]
     fn try_send(&mut self, peer: u32, header: &Header, payload: &[u8]) -> Result<bool, Broken> {
-        if !self.open(peer)? {
+        let is_up = matches!(self.link(peer), Some(Link { state: State::Up(_), .. }));
+        if !is_up && !self.open(peer)? {
             return Ok(false);
         }
         self.send(peer, header, payload, false).or_else(|error| {
@@ -458,6 +471,57 @@ impl Transport for Verbs {
             Some(broken) => Err(broken),
             None => Ok(came),
         }
+    }
+
+    /// The way of a short message that is waited for. Whatever else there is to do, `poll` does.
+    #[inline]
+    fn look_at(
+        &mut self,
+        peer: u32,
+        take: &mut impl FnMut(&Header, Payload<'_>) -> bool,
+    ) -> Result<Look, Broken> {
+        let idle = self.broken.is_empty() && self.due.is_empty() && self.failed.is_empty();
+        let Some(Some(link)) = self.links.get_mut(peer as usize) else { return Ok(Look::Poll) };
+        let Link { port, state: State::Up(pair), .. } = &**link else { return Ok(Look::Poll) };
+        if !idle || self.desk.has_news() {
+            return Ok(Look::Poll);
+        }
+        let (port, number) = (*port, pair.number());
+        let (mut taken, mut wrong) = (false, None);
+        let mut tell = |from, told: Told<'_>| match told {
+            Told::Sent if from == number => {
+                link.under_way.pop_front();
+                true
+            }
+            Told::Packet(bytes) if from == number && !taken => {
+                let Some((head, payload)) = Link::split(bytes) else { return false };
+                taken = head.is_only_that == 0 && link.is_next(&head) && take(&head.header, payload.into());
+                if taken {
+                    wrong = link.count(&head).err();
+                }
+                taken
+            }
+            _ => false,
+        };
+        let mut polled = Ok(Polled::Nothing);
+        for _ in 0..POLLS {
+            polled = self.queues[port].poll_for(&mut tell);
+            if !matches!(polled, Ok(Polled::Nothing)) {
+                break;
+            }
+        }
+        if link.credits.is_due() {
+            self.due.insert(peer);
+        }
+        if let Some(why) = wrong {
+            self.failed.push_back((peer, Failure::of_peer(why)));
+        }
+        // Who polls finds the same error again.
+        Ok(match polled {
+            _ if taken => Look::Taken,
+            Ok(Polled::Nothing | Polled::All) => Look::Nothing,
+            Ok(Polled::Left) | Err(_) => Look::Poll,
+        })
     }
 
     fn offer(&mut self, peer: u32, operation: u32, memory: &Lent) -> Place {

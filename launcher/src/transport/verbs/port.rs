@@ -76,7 +76,8 @@ impl Port {
         let free = buffers(endpoint, &datagrams)?;
         let (endpoint, packets) = (Arc::clone(endpoint), Arc::clone(packets));
         let _ = context_events(&endpoint)?;
-        let (now, down) = (None, None);
+        // What has happened to it since is told.
+        let (now, down) = (Some(Ok(endpoint.opened)), None);
         Ok(Self {
             endpoint,
             packets,

@@ -1,0 +1,122 @@
+//! What was measured, and what of it goes into the report.
+
+use std::collections::BTreeMap;
+
+use super::callgrind::Count;
+use super::{LONG, Laps, SIZES};
+use crate::messages::bytes;
+use crate::report::Case;
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) enum Player {
+    Ours,
+    Perftest,
+    OpenMpi,
+    Libfabric,
+    /// What nobody can do without.
+    Bare,
+}
+
+/// Of each round.
+#[derive(Default)]
+pub(super) struct Measured {
+    values: BTreeMap<(&'static str, usize, Player), Vec<f64>>,
+    counted: Option<(Count, u32)>,
+}
+
+/// What was promised: at most 1.03 times perftest's latency, 0.98 of its bandwidth, ahead of the others, 400 instructions, and 1.5
+/// times the bare cost of a queue pair.
+const LATENCY: f64 = 1.0 / 1.03;
+const BANDWIDTH: f64 = 0.98;
+const AHEAD: f64 = 1.0;
+const INSTRUCTIONS: f64 = 400.0;
+const FIRST: f64 = 1.0 / 1.5;
+
+impl Measured {
+    pub(super) fn keep(&mut self, name: &'static str, size: usize, player: Player, value: f64) {
+        self.values.entry((name, size, player)).or_default().push(value);
+    }
+
+    /// Both: a peer tells one, another one the other.
+    pub(super) fn keep_laps(&mut self, name: &'static str, size: usize, player: Player, laps: Laps) {
+        self.keep(name, size, player, laps.median);
+        if name == "message" {
+            self.keep("mean", size, player, laps.mean);
+        }
+    }
+
+    pub(super) fn count(&mut self, count: Count, times: u32) {
+        self.counted = Some((count, times));
+    }
+
+    pub(super) fn of(&self, name: &'static str, size: usize, player: Player) -> Vec<f64> {
+        self.values.get(&(name, size, player)).cloned().unwrap_or_default()
+    }
+
+    pub(super) fn cases(&self) -> Vec<Case> {
+        let mut cases = Vec::new();
+        let latencies = [
+            ("message", "send", "message, half round trip", "ib_send_lat"),
+            ("pair-send", "send", "queue pair's send, half round trip", "ib_send_lat"),
+            ("pair-write", "write", "queue pair's RDMA write, one way", "ib_write_lat"),
+            ("put", "write", "window's put, one way", "ib_write_lat"),
+        ];
+        for (ours, theirs, what, peer) in latencies {
+            for size in SIZES {
+                let case = format!("{what}, {}", bytes(size));
+                let (ours, theirs) =
+                    (self.of(ours, size, Player::Ours), self.of(theirs, size, Player::Perftest));
+                cases.push(Case::less_is_better(&case, peer, "ns", ours, theirs, Some(LATENCY)));
+            }
+        }
+        for (player, peer) in [(Player::OpenMpi, "Open MPI (UCX)"), (Player::Libfabric, "fi_pingpong")] {
+            for size in SIZES {
+                let case = format!("message, half round trip, {}, mean", bytes(size));
+                let (ours, theirs) = (self.of("mean", size, Player::Ours), self.of("mean", size, player));
+                cases.push(Case::less_is_better(&case, peer, "ns", ours, theirs, Some(AHEAD)));
+            }
+        }
+        let bandwidths = [
+            ("stream", "send-stream", "stream of messages", "ib_send_bw"),
+            ("pair-send-stream", "send-stream", "queue pair's sends", "ib_send_bw"),
+            ("pair-write-stream", "write-stream", "queue pair's RDMA writes", "ib_write_bw"),
+        ];
+        for (ours, theirs, what, peer) in bandwidths {
+            for size in LONG {
+                let case = format!("{what}, {}", bytes(size));
+                let (ours, theirs) =
+                    (self.of(ours, size, Player::Ours), self.of(theirs, size, Player::Perftest));
+                cases.push(Case::more_is_better(&case, peer, "MB/s", ours, theirs, Some(BANDWIDTH)));
+            }
+        }
+        let (ours, theirs) = (self.of("first", 8, Player::Ours), self.of("first", 8, Player::Bare));
+        let what = "first message to a peer, 8 B";
+        let peer = "a bare queue pair of two ranks";
+        cases.push(Case::less_is_better(what, peer, "ns", ours.clone(), theirs, Some(FIRST)));
+        let theirs = self.of("end", 8, Player::Bare);
+        cases.push(Case::less_is_better(what, "one end of it alone", "ns", ours, theirs, None));
+        cases.extend(self.instructions());
+        cases
+    }
+
+    fn instructions(&self) -> Option<Case> {
+        let ours = vec![self.own_instructions()?];
+        let case = "a send and a receive of 8 B, beyond post_send and poll_cq";
+        let goal = Some(1.0);
+        Some(Case::less_is_better(case, "the limit", "instructions", ours, vec![INSTRUCTIONS], goal))
+    }
+
+    /// Of a send and a receive.
+    pub(super) fn own_instructions(&self) -> Option<f64> {
+        let (count, times) = self.counted?;
+        #[expect(clippy::cast_precision_loss, reason = "some hundred thousand")]
+        let own = (count.all - count.in_providers) as f64;
+        Some(own / f64::from(times))
+    }
+}
+
+/// Megabytes (10^6 bytes) a second.
+#[expect(clippy::cast_precision_loss, reason = "sizes of messages")]
+pub(super) fn rate(size: usize, ns: f64) -> f64 {
+    size as f64 * 1e3 / ns
+}

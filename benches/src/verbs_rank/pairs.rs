@@ -1,0 +1,151 @@
+//! Sends and RDMA writes on a queue pair of the library, for who wants verbs.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use roce_launcher::{Buffer, Job, QueuePair, RemoteWindow, VerbsWindow, WorkId};
+use roce_verbs::Depth;
+
+use crate::clock::{Laps, laps};
+use crate::messages::window;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn connect(job: &mut Job) -> Result<QueuePair> {
+    let peer = 1 - job.rank();
+    let depth = Depth { send: 17, receive: 17 };
+    job.connect_with(&[peer], depth)?.pop().context("no queue pair")
+}
+
+/// Half of the time that a send and its answer take.
+pub(crate) fn send(job: &mut Job, size: usize, times: u32) -> Result<Laps> {
+    let mut pair = connect(job)?;
+    let mut receives = VecDeque::new();
+    for _ in 0..2 {
+        receives.push_back(pair.post_receive(pair.buffer(size)?)?);
+    }
+    let mut free = Some(pair.buffer(size)?);
+    job.barrier()?;
+    let rank = job.rank();
+    let laps = laps(times, |_| {
+        let mut sending = None;
+        if rank == 0 {
+            sending = Some(pair.post_send(free.take().context("no buffer")?, size)?);
+        }
+        let received = pair.wait(receives.pop_front().context("no receive")?, PATIENCE)?;
+        if rank == 1 {
+            sending = Some(pair.post_send(free.take().context("no buffer")?, size)?);
+        }
+        receives.push_back(pair.post_receive(received.buffer)?);
+        free = Some(pair.wait(sending.context("not sent")?, PATIENCE)?.buffer);
+        Ok(())
+    })?;
+    job.barrier()?;
+    Ok(laps.half())
+}
+
+/// Each rank's window, as the other reaches it.
+fn open(job: &mut Job, pair: &QueuePair, size: usize) -> Result<(VerbsWindow, RemoteWindow)> {
+    let window = pair.window(size)?;
+    let all = job.all_gather(&window.remote().to_bytes())?;
+    let theirs = all[1 - job.rank() as usize].as_slice().try_into()?;
+    Ok((window, RemoteWindow::from_bytes(theirs)))
+}
+
+/// Half of the time until a rank sees what the other wrote when it saw what this one had written.
+pub(crate) fn write(job: &mut Job, size: usize, times: u32) -> Result<Laps> {
+    let mut pair = connect(job)?;
+    let (window, theirs) = open(job, &pair, size)?;
+    let mut free = Some(pair.buffer(size)?);
+    job.barrier()?;
+    let rank = job.rank();
+    let see = |number: u8| {
+        let mut last = [0];
+        while last != [number] {
+            window.read(size - 1, &mut last)?;
+        }
+        anyhow::Ok(())
+    };
+    let laps = laps(times, |turn| {
+        let number = (turn % 255 + 1) as u8;
+        let mut buffer = free.take().context("no buffer")?;
+        buffer.as_mut_slice()[size - 1] = number;
+        if rank == 1 {
+            see(number)?;
+        }
+        free = Some(pair.write(buffer, size, theirs, 0, PATIENCE)?);
+        if rank == 0 {
+            see(number)?;
+        }
+        Ok(())
+    })?;
+    job.barrier()?;
+    Ok(laps.half())
+}
+
+/// Has so many operations under way, each new one with the buffer of the eldest.
+fn keep_going(
+    pair: &mut QueuePair,
+    free: Vec<Buffer>,
+    times: u32,
+    mut post: impl FnMut(&QueuePair, Buffer) -> Result<WorkId>,
+) -> Result<Vec<Buffer>> {
+    let (mut under_way, mut free) = (VecDeque::new(), free);
+    for _ in 0..times {
+        let buffer = match free.pop() {
+            Some(buffer) => buffer,
+            None => pair.wait(under_way.pop_front().context("nothing under way")?, PATIENCE)?.buffer,
+        };
+        under_way.push_back(post(pair, buffer)?);
+    }
+    for id in under_way {
+        free.push(pair.wait(id, PATIENCE)?.buffer);
+    }
+    Ok(free)
+}
+
+fn buffers(pair: &QueuePair, size: usize) -> Result<Vec<Buffer>> {
+    (0..window(size)).map(|_| Ok(pair.buffer(size)?)).collect()
+}
+
+/// The time of a send in a stream of them.
+pub(crate) fn send_stream(job: &mut Job, size: usize, times: u32) -> Result<Laps> {
+    let mut pair = connect(job)?;
+    let mut free = buffers(&pair, size)?;
+    let rank = job.rank();
+    let mut count = window(size).min(times);
+    let laps = laps(1, |_| {
+        job.barrier()?;
+        free = keep_going(&mut pair, std::mem::take(&mut free), count, |pair, buffer| {
+            Ok(if rank == 0 { pair.post_send(buffer, size)? } else { pair.post_receive(buffer)? })
+        })?;
+        count = times;
+        Ok(())
+    })?;
+    job.barrier()?;
+    let each = laps.mean / f64::from(times);
+    Ok(Laps { median: each, mean: each })
+}
+
+/// The time of an RDMA write in a stream of them.
+pub(crate) fn write_stream(job: &mut Job, size: usize, times: u32) -> Result<Laps> {
+    let mut pair = connect(job)?;
+    let (_window, theirs) = open(job, &pair, size)?;
+    let mut free = buffers(&pair, size)?;
+    let rank = job.rank();
+    job.barrier()?;
+    let mut count = window(size).min(times);
+    let laps = laps(1, |_| {
+        if rank == 0 {
+            free = keep_going(&mut pair, std::mem::take(&mut free), count, |pair, buffer| {
+                Ok(pair.post_write(buffer, size, theirs, 0)?)
+            })?;
+        }
+        count = times;
+        Ok(())
+    })?;
+    job.barrier()?;
+    let each = laps.mean / f64::from(times);
+    Ok(Laps { median: each, mean: each })
+}
