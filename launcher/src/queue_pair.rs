@@ -173,14 +173,23 @@ impl QueuePair {
     /// [`Error::Transfer`] with the operation's own failure, the first failure of this queue pair where this one is
     /// its consequence, or a timeout; [`Error::PortLost`] where the port failed under it.
     pub fn wait(&mut self, id: WorkId, patience: Duration) -> Result<Done> {
-        let deadline = Instant::now() + patience;
+        let mut deadline = None;
         loop {
             if let Some(place) = self.finished.iter().position(|completion| completion.id == id)
                 && let Some(completion) = self.finished.remove(place)
             {
                 return self.finish(completion);
             }
-            match self.pair.completions().wait(deadline) {
+            let completions = self.pair.completions();
+            let waited = match completions.wait_a_moment() {
+                Ok(None) => completions.wait(*deadline.get_or_insert_with(|| Instant::now() + patience)),
+                Ok(Some(completion)) => Ok(completion),
+                Err(error) => Err(error),
+            };
+            match waited {
+                Ok(completion) if completion.id == id && completion.result.is_ok() => {
+                    return self.finish(completion);
+                }
                 Ok(completion) => self.keep(completion),
                 // What failed elsewhere on this queue pair is why nothing comes.
                 Err(error) => {

@@ -5,6 +5,10 @@ limit="timeout -k 5 150"
 # Before what a player is started with.
 idle="chrt -i 0"
 
+# Soft-RoCE's work goes by kernel threads that are on either CPU, as it comes. Where they happen to be makes a player twice as slow as the
+# same one a moment later: so they are on CPU 0 for all.
+echo 1 > /sys/devices/virtual/workqueue/cpumask
+
 # The device's row of the RoCE v2 GID of 10.0.0.1.
 gid_row() {
     local folder=/sys/class/infiniband/rxe0/ports/1 row

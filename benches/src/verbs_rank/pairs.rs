@@ -11,10 +11,12 @@ use crate::clock::{Laps, laps};
 use crate::messages::window;
 
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Receives that a stream's receiver has posted: more than there are sends under way, else a send finds none and is told to come again.
+const RECEIVES: u32 = 64;
 
 fn connect(job: &mut Job) -> Result<QueuePair> {
     let peer = 1 - job.rank();
-    let depth = Depth { send: 17, receive: 17 };
+    let depth = Depth { send: 17, receive: RECEIVES };
     job.connect_with(&[peer], depth)?.pop().context("no queue pair")
 }
 
@@ -105,43 +107,55 @@ fn keep_going(
     Ok(free)
 }
 
-fn buffers(pair: &QueuePair, size: usize) -> Result<Vec<Buffer>> {
-    (0..window(size)).map(|_| Ok(pair.buffer(size)?)).collect()
+fn buffers(pair: &QueuePair, size: usize, count: u32) -> Result<Vec<Buffer>> {
+    (0..count).map(|_| Ok(pair.buffer(size)?)).collect()
 }
 
 /// The time of a send in a stream of them.
 pub(crate) fn send_stream(job: &mut Job, size: usize, times: u32) -> Result<Laps> {
     let mut pair = connect(job)?;
-    let mut free = buffers(&pair, size)?;
-    let rank = job.rank();
-    let mut count = window(size).min(times);
-    let laps = laps(1, |_| {
-        job.barrier()?;
-        free = keep_going(&mut pair, std::mem::take(&mut free), count, |pair, buffer| {
-            Ok(if rank == 0 { pair.post_send(buffer, size)? } else { pair.post_receive(buffer)? })
-        })?;
-        count = times;
+    if job.rank() == 0 {
+        let mut free = buffers(&pair, size, window(size))?;
+        return each(job, size, times, |count| {
+            let post = |pair: &QueuePair, buffer| Ok(pair.post_send(buffer, size)?);
+            free = keep_going(&mut pair, std::mem::take(&mut free), count, post)?;
+            Ok(())
+        });
+    }
+    let mut posted = VecDeque::new();
+    for buffer in buffers(&pair, size, RECEIVES)? {
+        posted.push_back(pair.post_receive(buffer)?);
+    }
+    each(job, size, times, |count| {
+        for _ in 0..count {
+            let received = pair.wait(posted.pop_front().context("no receive")?, PATIENCE)?;
+            posted.push_back(pair.post_receive(received.buffer)?);
+        }
         Ok(())
-    })?;
-    job.barrier()?;
-    let each = laps.mean / f64::from(times);
-    Ok(Laps { median: each, mean: each })
+    })
 }
 
 /// The time of an RDMA write in a stream of them.
 pub(crate) fn write_stream(job: &mut Job, size: usize, times: u32) -> Result<Laps> {
     let mut pair = connect(job)?;
     let (_window, theirs) = open(job, &pair, size)?;
-    let mut free = buffers(&pair, size)?;
     let rank = job.rank();
-    job.barrier()?;
+    let mut free = buffers(&pair, size, window(size))?;
+    each(job, size, times, |count| {
+        if rank == 0 {
+            let post = |pair: &QueuePair, buffer| Ok(pair.post_write(buffer, size, theirs, 0)?);
+            free = keep_going(&mut pair, std::mem::take(&mut free), count, post)?;
+        }
+        Ok(())
+    })
+}
+
+/// The time of one of so many that a rank does together, after fewer of them.
+fn each(job: &mut Job, size: usize, times: u32, mut act: impl FnMut(u32) -> Result<()>) -> Result<Laps> {
     let mut count = window(size).min(times);
     let laps = laps(1, |_| {
-        if rank == 0 {
-            free = keep_going(&mut pair, std::mem::take(&mut free), count, |pair, buffer| {
-                Ok(pair.post_write(buffer, size, theirs, 0)?)
-            })?;
-        }
+        job.barrier()?;
+        act(count)?;
         count = times;
         Ok(())
     })?;

@@ -1,4 +1,6 @@
-//! Packets over many connections of one port, with one queue for all completions and one for all receives.
+//! Packets over many connections of one port, with one queue for all receives.
+//!
+//! Sends and receives complete in queues of their own: who waits for a packet need not hear of each one that it has sent.
 //!
 //! A packet is copied into a registered slot and sent from there, and shown to its receiver in the slot that it came into. Memory grows
 //! with the connections: each brings its own slots. Who sends more packets than the other side has slots for waits in the network, so
@@ -23,11 +25,10 @@ use crate::registration::Registration;
 
 /// Completions taken from the device at once.
 const BATCH: usize = 16;
-/// The kind of a work request, in the highest bits of its number.
-const RECEIVE: u64 = 0;
-const SEND: u64 = 1;
-const READ: u64 = 2;
-const KIND: u32 = 62;
+/// The kind of a work request to send, in the highest bit of its number.
+const SEND: u64 = 0;
+const READ: u64 = 1;
+const KIND: u32 = 63;
 /// A slot's number: which region, and which place there.
 const REGION: u32 = 16;
 
@@ -58,7 +59,10 @@ struct Slots {
 #[derive(Debug)]
 pub struct Packets {
     // Slots are freed last: `drop` destroys the queues before.
-    completions: *mut ffi::ibv_cq,
+    /// Where sends and reads complete.
+    sent: *mut ffi::ibv_cq,
+    /// Where receives do.
+    received: *mut ffi::ibv_cq,
     receives: *mut ffi::ibv_srq,
     room: PacketRoom,
     slots: Mutex<Vec<Arc<Slots>>>,
@@ -87,11 +91,13 @@ impl Packets {
         let bytes = (usize::from(receives) + usize::from(sends)) * packet;
         let region = Region::register(&self.domain, bytes, ffi::ibv_access_flags::IBV_ACCESS_LOCAL_WRITE)?;
         let mut slots = self.slots();
-        let number = slots.len();
-        if number >= connections as usize {
-            let most = connections as usize;
-            return Err(Error::Length { what: "a list of connections", length: number + 1, most });
-        }
+        let number = match u32::try_from(slots.len()) {
+            Ok(number) if number < connections => number,
+            _ => {
+                let (length, most) = (slots.len() + 1, connections as usize);
+                return Err(Error::Length { what: "a list of connections", length, most });
+            }
+        };
         let region = Arc::new(Slots { region });
         slots.push(Arc::clone(&region));
         for place in 0..receives {
@@ -107,8 +113,8 @@ impl Packets {
     pub fn pair_again(self: &Arc<Self>, port: u8) -> Result<PacketPair> {
         let mut attributes = pair::blank();
         attributes.qp_type = ffi::ibv_qp_type::IBV_QPT_RC;
-        attributes.send_cq = self.completions;
-        attributes.recv_cq = self.completions;
+        attributes.send_cq = self.sent;
+        attributes.recv_cq = self.received;
         attributes.srq = self.receives;
         attributes.cap.max_send_wr = u32::from(self.room.depth);
         attributes.cap.max_send_sge = 1;
@@ -127,10 +133,11 @@ impl Packets {
 
     /// Gives a slot that holds nothing any more to the device.
     #[inline]
-    fn post(&self, slots: &Slots, number: usize, place: u16) -> Result<()> {
-        let mut element = self.element(slots, place, self.room.packet);
+    fn post(&self, slots: &Slots, number: u32, place: u16) -> Result<()> {
+        // A packet has at most 4 GiB: looked at in `PacketQueue::create`.
+        let mut element = self.element(slots, place, self.room.packet as u32);
         let mut request = ffi::ibv_recv_wr {
-            wr_id: RECEIVE << KIND | (number as u64) << REGION | u64::from(place),
+            wr_id: u64::from(number) << REGION | u64::from(place),
             next: std::ptr::null_mut(),
             sg_list: &raw mut element,
             num_sge: 1,
@@ -142,11 +149,36 @@ impl Packets {
         if code == 0 { Ok(()) } else { Error::check(code, "ibv_post_srq_recv", self.domain.device()) }
     }
 
+    /// Takes one completion of a receive.
     #[inline]
-    fn element(&self, slots: &Slots, place: u16, length: usize) -> ffi::ibv_sge {
-        let addr = self.start(slots, place).addr() as u64;
-        // A packet has at most 4 GiB: looked at in `PacketQueue::create`.
-        ffi::ibv_sge { addr, length: u32::try_from(length).unwrap_or_default(), lkey: slots.region.keys().0 }
+    fn next_received(&self) -> Result<Option<ffi::ibv_wc>> {
+        let mut entry = MaybeUninit::uninit();
+        // SAFETY: the queue exists until `drop`; there is room for one entry.
+        match unsafe { ffi::ibv_poll_cq(self.received, 1, entry.as_mut_ptr()) } {
+            0 => Ok(None),
+            // SAFETY: ibv_poll_cq filled it.
+            1 => Ok(Some(unsafe { entry.assume_init() })),
+            code => Err(self.poll_failed(code)),
+        }
+    }
+
+    #[cold]
+    fn poll_failed(&self, code: i32) -> Error {
+        let source = std::io::Error::from_raw_os_error(code.saturating_abs());
+        Error::call("ibv_poll_cq", self.domain.device(), source)
+    }
+
+    /// Moves completions to the end of those that were taken. How many there were.
+    fn take_to(&self, queue: *mut ffi::ibv_cq, taken: &mut VecDeque<ffi::ibv_wc>) -> Result<usize> {
+        let mut entries = Entries::new();
+        let more = entries.take(self, queue)?;
+        taken.extend(more);
+        Ok(more.len())
+    }
+
+    #[inline]
+    fn element(&self, slots: &Slots, place: u16, length: u32) -> ffi::ibv_sge {
+        ffi::ibv_sge { addr: self.start(slots, place).addr() as u64, length, lkey: slots.region.keys().0 }
     }
 
     #[inline]
@@ -162,8 +194,10 @@ impl Drop for Packets {
         // Connections hold an Arc of this, so none is left. Dropping cannot report.
         // SAFETY: made by ibv_create_srq and destroyed once.
         let _ = unsafe { ffi::ibv_destroy_srq(self.receives) };
-        // SAFETY: made by ibv_create_cq and destroyed once.
-        let _ = unsafe { ffi::ibv_destroy_cq(self.completions) };
+        for queue in [self.sent, self.received] {
+            // SAFETY: made by ibv_create_cq and destroyed once.
+            let _ = unsafe { ffi::ibv_destroy_cq(queue) };
+        }
     }
 }
 
@@ -195,9 +229,9 @@ impl PacketPair {
 /// Where a packet is that was sent, until it has arrived.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PacketSlot {
-    region: usize,
+    region: u32,
     place: u16,
-    length: usize,
+    length: u32,
 }
 
 /// Stands for the user of a slot whose connection was taken down; a queue pair's number has 24 bits.
@@ -208,8 +242,8 @@ const KEPT: u32 = u32::MAX;
 pub enum Told<'a> {
     /// A packet came.
     Packet(&'a [u8]),
-    /// A packet has arrived at the peer.
-    Sent,
+    /// So many packets have arrived at the peer.
+    Sent(usize),
     /// So many bytes of an RDMA read have come; the number is the caller's.
     Read(u32),
     /// The connection has failed. It tells so of each operation that was under way.
@@ -221,9 +255,9 @@ pub enum Told<'a> {
 pub enum Polled {
     /// Nothing has happened.
     Nothing,
-    /// All that has happened was taken.
-    All,
-    /// Something was not.
+    /// Something has, and was taken.
+    Taken,
+    /// It was not.
     Left,
 }
 
@@ -233,11 +267,15 @@ pub struct PacketQueue {
     /// Those that this side knows of.
     slots: Vec<Arc<Slots>>,
     /// Slots for sends that hold nothing, as region and place.
-    free: Vec<(usize, u16)>,
-    /// The connection that uses a slot for sends, by region and place.
-    users: Vec<Vec<u32>>,
-    /// Taken from the device, and not told yet.
-    waiting: VecDeque<ffi::ibv_wc>,
+    free: Vec<(u32, u16)>,
+    /// The connections that use slots for sends, one region's after the other's.
+    users: Vec<u32>,
+    /// A send, but for what it sends.
+    send: ffi::ibv_send_wr,
+    /// Sends and reads that are over, taken from the device and not told yet.
+    sent: VecDeque<ffi::ibv_wc>,
+    /// The same of receives.
+    received: VecDeque<ffi::ibv_wc>,
 }
 
 impl fmt::Debug for PacketQueue {
@@ -260,38 +298,20 @@ impl PacketQueue {
         if packet == 0 || packet > 1 << 30 {
             return Err(Error::Length { what: "a packet", length: packet, most: 1 << 30 });
         }
-        let posted = u64::from(connections) * u64::from(receives);
-        let entries = u64::from(connections) * (u64::from(receives) + u64::from(sends) + u64::from(reads));
-        let too_long = |_| Error::Length {
-            what: "a completion queue",
-            length: usize::try_from(entries).unwrap_or(usize::MAX),
-            most: i32::MAX as usize,
+        let count = |each: u16| i32::try_from(u64::from(connections) * u64::from(each));
+        let (Ok(most_sent), Ok(most_received)) = (count(sends.saturating_add(reads)), count(receives)) else {
+            let (length, most) = (connections as usize, i32::MAX as usize);
+            return Err(Error::Length { what: "a completion queue", length, most });
         };
-        let context = domain.context();
-        let count = i32::try_from(entries).map_err(too_long)?;
-        // SAFETY: the context is open and kept by `domain`; no cookie, no channel, vector 0.
-        let completions = unsafe {
-            ffi::ibv_create_cq(context.raw(), count, std::ptr::null_mut(), std::ptr::null_mut(), 0)
-        };
-        if completions.is_null() {
-            return Err(Error::last("ibv_create_cq", context.device()));
-        }
-        // SAFETY: ibv_srq_init_attr is a pointer, for which null is a value, and integers.
-        let mut attributes: ffi::ibv_srq_init_attr = unsafe { std::mem::zeroed() };
-        attributes.attr.max_wr = u32::try_from(posted).unwrap_or(u32::MAX);
-        attributes.attr.max_sge = 1;
-        // SAFETY: the domain is kept by `self`; `attributes` lives during the call.
-        let receives = unsafe { ffi::ibv_create_srq(domain.raw(), &raw mut attributes) };
-        if receives.is_null() {
-            let error = Error::last("ibv_create_srq", context.device());
-            // SAFETY: made above, and used by nothing.
-            let _ = unsafe { ffi::ibv_destroy_cq(completions) };
-            return Err(error);
-        }
+        let sent = completions(domain, most_sent)?;
+        let shared = completions(domain, most_received).and_then(|received| {
+            Ok((received, shared_receives(domain, most_received).inspect_err(|_| discard(received))?))
+        });
+        let (received, receives) = shared.inspect_err(|_| discard(sent))?;
         let domain = Arc::clone(domain);
-        let packets = Arc::new(Packets { completions, receives, room, slots: Mutex::default(), domain });
-        let (slots, free, users, waiting) = (Vec::new(), Vec::new(), Vec::new(), VecDeque::new());
-        Ok(Self { packets, slots, free, users, waiting })
+        let packets = Arc::new(Packets { sent, received, receives, room, slots: Mutex::default(), domain });
+        let (slots, free, users, send) = (Vec::new(), Vec::new(), Vec::new(), request());
+        Ok(Self { packets, slots, free, users, send, sent: VecDeque::new(), received: VecDeque::new() })
     }
 
     /// The part that makes connections, for any thread.
@@ -305,21 +325,26 @@ impl PacketQueue {
     fn learn(&mut self) {
         let room = self.packets.room;
         let slots = self.packets.slots();
-        for number in self.slots.len()..slots.len() {
+        for (number, slots) in (0..).zip(slots.iter()).skip(self.slots.len()) {
             self.free.extend((room.receives..room.receives + room.sends).map(|place| (number, place)));
-            self.users.push(vec![0; usize::from(room.sends)]);
-            self.slots.push(Arc::clone(&slots[number]));
+            self.users.extend((0..room.sends).map(|_| 0));
+            self.slots.push(Arc::clone(slots));
         }
     }
 
-    /// Sends a packet that is made of parts; `None` if there is no slot now. The caller sees to it that no connection has more sends
-    /// and reads under way than its room.
+    /// Sends a packet that is made of two parts; `None` if there is no slot now. The caller sees to it that no connection has more
+    /// sends and reads under way than its room.
     ///
     /// # Errors
     /// [`Error::Length`] for more than a packet; [`Error::Call`].
     #[inline]
-    pub fn send(&mut self, pair: &PacketPair, parts: [&[u8]; 2]) -> Result<Option<PacketSlot>> {
-        let length = parts[0].len() + parts[1].len();
+    pub fn send<const HEAD: usize>(
+        &mut self,
+        pair: &PacketPair,
+        head: &[u8; HEAD],
+        rest: &[u8],
+    ) -> Result<Option<PacketSlot>> {
+        let length = HEAD + rest.len();
         let most = self.packets.room.packet;
         if length > most {
             return Err(Error::Length { what: "a packet", length, most });
@@ -328,13 +353,14 @@ impl PacketQueue {
             self.learn();
         }
         let Some((region, place)) = self.free.pop() else { return Ok(None) };
-        let slot = PacketSlot { region, place, length };
-        let start = self.packets.start(&self.slots[region], place);
+        // No packet has 4 GiB: looked at in `create`.
+        let slot = PacketSlot { region, place, length: length as u32 };
+        let start = self.packets.start(&self.slots[region as usize], place);
         // SAFETY: the slot has `most` bytes, and they fit; it is free, so no device reads it and nothing refers to its bytes, which are
-        // memory of this queue and so not part of `parts`.
+        // memory of this queue and so not part of `head` or `rest`.
         unsafe {
-            std::ptr::copy_nonoverlapping(parts[0].as_ptr(), start, parts[0].len());
-            std::ptr::copy_nonoverlapping(parts[1].as_ptr(), start.add(parts[0].len()), parts[1].len());
+            start.cast::<[u8; HEAD]>().write_unaligned(*head);
+            std::ptr::copy_nonoverlapping(rest.as_ptr(), start.add(HEAD), rest.len());
         }
         match self.post_slot(pair, slot) {
             Ok(()) => Ok(Some(slot)),
@@ -348,9 +374,10 @@ impl PacketQueue {
     #[inline]
     fn post_slot(&mut self, pair: &PacketPair, slot: PacketSlot) -> Result<()> {
         let PacketSlot { region, place, length } = slot;
-        let element = self.packets.element(&self.slots[region], place, length);
-        let id = SEND << KIND | (region as u64) << REGION | u64::from(place);
-        self.post(pair, id, element, None)?;
+        let mut element = self.packets.element(&self.slots[region as usize], place, length);
+        self.send.wr_id = SEND << KIND | u64::from(region) << REGION | u64::from(place);
+        self.send.sg_list = &raw mut element;
+        post(pair, &mut self.send)?;
         *self.user(region, place) = pair.number();
         Ok(())
     }
@@ -390,92 +417,74 @@ impl PacketQueue {
         let (memory, offset) = into;
         check_range(offset as u64, u64::from(length), memory.length() as u64, "the memory")?;
         let addr = memory.address() + offset as u64;
-        let element = ffi::ibv_sge { addr, length, lkey: memory.local_key() };
-        self.post(pair, READ << KIND | u64::from(name), element, Some(from))
+        let mut element = ffi::ibv_sge { addr, length, lkey: memory.local_key() };
+        let mut read = request();
+        read.wr_id = READ << KIND | u64::from(name);
+        read.sg_list = &raw mut element;
+        read.opcode = ffi::ibv_wr_opcode::IBV_WR_RDMA_READ;
+        read.wr.rdma = ffi::rdma_t { remote_addr: from.0, rkey: from.1 };
+        post(pair, &mut read)
     }
 
     #[inline]
-    fn post(
-        &self,
-        pair: &PacketPair,
-        id: u64,
-        mut element: ffi::ibv_sge,
-        from: Option<(u64, u32)>,
-    ) -> Result<()> {
-        // SAFETY: ibv_send_wr is integers, pointers for which null is a value, and unions of those.
-        let mut request: ffi::ibv_send_wr = unsafe { std::mem::zeroed() };
-        request.wr_id = id;
-        request.sg_list = &raw mut element;
-        request.num_sge = 1;
-        request.send_flags = ffi::ibv_send_flags::IBV_SEND_SIGNALED.0;
-        request.opcode = ffi::ibv_wr_opcode::IBV_WR_SEND;
-        if let Some((remote_addr, rkey)) = from {
-            request.opcode = ffi::ibv_wr_opcode::IBV_WR_RDMA_READ;
-            request.wr.rdma = ffi::rdma_t { remote_addr, rkey };
-        }
-        let mut bad = std::ptr::null_mut();
-        // SAFETY: the queue pair exists as long as `pair`. Request and element live during the call, which copies them. A send's slot is
-        // not touched until it completes, or the queue pair is destroyed (`close`). The memory of a read stays until its registration
-        // ends; after that the device refuses to write there.
-        let code = unsafe { ffi::ibv_post_send(pair.pair.raw(), &raw mut request, &raw mut bad) };
-        if code == 0 { Ok(()) } else { Error::check(code, "ibv_post_send", &pair.pair.named()) }
+    fn user(&mut self, region: u32, place: u16) -> &mut u32 {
+        let PacketRoom { receives, sends, .. } = self.packets.room;
+        &mut self.users[region as usize * usize::from(sends) + usize::from(place - receives)]
     }
 
-    #[inline]
-    fn user(&mut self, number: usize, place: u16) -> &mut u32 {
-        &mut self.users[number][usize::from(place - self.packets.room.receives)]
-    }
-
-    /// Tells what has happened, at most a batch. How much it was.
+    /// Tells what has happened, at most a batch of what was sent and one of what came. How much it was.
     ///
     /// # Errors
     /// [`Error::Call`]: nothing on this port works any more.
-    #[inline]
     pub fn poll(&mut self, tell: &mut impl FnMut(u32, Told<'_>)) -> Result<usize> {
-        if !self.waiting.is_empty() {
-            let count = self.waiting.len().min(BATCH);
-            for _ in 0..count {
-                if let Some(entry) = self.waiting.pop_front() {
-                    self.tell(&entry, &mut all(tell))?;
-                }
+        let sent = self.poll_sent(tell)?;
+        if self.received.is_empty() {
+            self.packets.take_to(self.packets.received, &mut self.received)?;
+        }
+        let received = self.received.len().min(BATCH);
+        for _ in 0..received {
+            if let Some(entry) = self.received.pop_front() {
+                self.tell_received(&entry, all(tell))?;
             }
-            return Ok(count);
         }
-        let mut entries = [const { MaybeUninit::<ffi::ibv_wc>::uninit() }; BATCH];
-        let count = self.take(&mut entries)?;
-        for entry in &entries[..count] {
-            // SAFETY: ibv_poll_cq filled so many.
-            let entry = unsafe { entry.assume_init_ref() };
-            self.tell(entry, &mut all(tell))?;
-        }
-        Ok(count)
+        Ok(sent + received)
     }
 
-    /// The same for who waits for one thing alone: `tell` says whether it has taken what it is told. [`poll`](Self::poll) tells again
-    /// what it has not, and then all that came later.
+    /// The same for what was sent alone. Slots of what has arrived are free then.
+    ///
+    /// # Errors
+    /// As [`poll`](Self::poll).
+    pub fn poll_sent(&mut self, tell: &mut impl FnMut(u32, Told<'_>)) -> Result<usize> {
+        if !self.sent.is_empty() {
+            let entries: Vec<_> = self.sent.drain(..self.sent.len().min(BATCH)).collect();
+            self.tell_sent(&entries, tell);
+            return Ok(entries.len());
+        }
+        let mut entries = Entries::new();
+        let entries = entries.take(&self.packets, self.packets.sent)?;
+        self.tell_sent(entries, tell);
+        Ok(entries.len())
+    }
+
+    /// Tells the next that came, for who waits for one thing alone: `tell` says whether it has taken what it is told. What it has not,
+    /// [`poll`](Self::poll) tells again, and then what came later.
     ///
     /// # Errors
     /// As [`poll`](Self::poll).
     #[inline]
-    pub fn poll_for(&mut self, tell: &mut impl FnMut(u32, Told<'_>) -> bool) -> Result<Polled> {
-        while let Some(entry) = self.waiting.pop_front() {
-            if !self.tell(&entry, tell)? {
-                self.waiting.push_front(entry);
-                return Ok(Polled::Left);
-            }
+    pub fn poll_for(&mut self, tell: impl FnOnce(u32, Told<'_>) -> bool) -> Result<Polled> {
+        let entry = match self.received.pop_front() {
+            Some(entry) => entry,
+            None => match self.packets.next_received()? {
+                Some(entry) => entry,
+                None => return Ok(Polled::Nothing),
+            },
+        };
+        if self.tell_received(&entry, tell)? {
+            return Ok(Polled::Taken);
         }
-        let mut entries = [const { MaybeUninit::<ffi::ibv_wc>::uninit() }; BATCH];
-        let count = self.take(&mut entries)?;
-        for (place, entry) in entries[..count].iter().enumerate() {
-            // SAFETY: ibv_poll_cq filled so many.
-            if !self.tell(unsafe { entry.assume_init_ref() }, tell)? {
-                // SAFETY: as above.
-                let rest = entries[place..count].iter().map(|entry| unsafe { entry.assume_init_read() });
-                self.waiting.extend(rest);
-                return Ok(Polled::Left);
-            }
-        }
-        Ok(if count == 0 { Polled::Nothing } else { Polled::All })
+        self.received.push_front(entry);
+        Ok(Polled::Left)
     }
 
     /// How many RDMA reads of a connection are over and will be told by `poll`, whatever became of them.
@@ -483,91 +492,73 @@ impl PacketQueue {
     /// # Errors
     /// As [`poll`](Self::poll).
     pub fn reads_waiting(&mut self, pair: u32) -> Result<usize> {
-        self.set_aside()?;
+        while self.packets.take_to(self.packets.sent, &mut self.sent)? > 0 {}
         let is_one = |entry: &&ffi::ibv_wc| entry.qp_num == pair && entry.wr_id >> KIND == READ;
-        Ok(self.waiting.iter().filter(is_one).count())
+        Ok(self.sent.iter().filter(is_one).count())
     }
 
-    fn set_aside(&mut self) -> Result<()> {
-        loop {
-            let mut entries = [const { MaybeUninit::<ffi::ibv_wc>::uninit() }; BATCH];
-            let count = self.take(&mut entries)?;
-            // SAFETY: as in `poll`.
-            self.waiting.extend(entries[..count].iter().map(|entry| unsafe { entry.assume_init_read() }));
-            if count == 0 {
-                return Ok(());
+    fn tell_sent(&mut self, entries: &[ffi::ibv_wc], tell: &mut impl FnMut(u32, Told<'_>)) {
+        let is_good = |entry: &ffi::ibv_wc| entry.status == ffi::ibv_wc_status::IBV_WC_SUCCESS;
+        let is_read = |entry: &ffi::ibv_wc| entry.wr_id >> KIND == READ;
+        // Packets of one connection that have arrived are told together.
+        let alike = |a: &ffi::ibv_wc, b: &ffi::ibv_wc| {
+            a.qp_num == b.qp_num && [a, b].iter().all(|entry| is_good(entry) && !is_read(entry))
+        };
+        for run in entries.chunk_by(alike) {
+            let Some(first) = run.first() else { continue };
+            if !is_good(first) {
+                let operation = if is_read(first) { Operation::Read } else { Operation::Send };
+                // What did not arrive may be sent again.
+                tell(first.qp_num, Told::Failed(self.failed(first, operation)));
+            } else if is_read(first) {
+                let name = u32::try_from(first.wr_id & u64::from(u32::MAX)).unwrap_or_default();
+                tell(first.qp_num, Told::Read(name));
+            } else {
+                tell(first.qp_num, Told::Sent(run.len()));
+                for entry in run {
+                    let (region, place) = slot(entry.wr_id);
+                    let user = self.user(region, place);
+                    // One of a connection that was closed is free already.
+                    if *user == entry.qp_num {
+                        *user = 0;
+                        self.free.push((region, place));
+                    }
+                }
             }
         }
-    }
-
-    #[inline]
-    fn take(&self, entries: &mut [MaybeUninit<ffi::ibv_wc>; BATCH]) -> Result<usize> {
-        // SAFETY: the queue exists as long as `packets`; there is room for BATCH entries, which the call fills from the start.
-        let count =
-            unsafe { ffi::ibv_poll_cq(self.packets.completions, BATCH as i32, entries.as_mut_ptr().cast()) };
-        usize::try_from(count).map_err(|_| {
-            let source = std::io::Error::from_raw_os_error(count.saturating_abs());
-            Error::call("ibv_poll_cq", self.packets.domain.device(), source)
-        })
     }
 
     /// Whether what was told was taken; else its slot stays as it is.
     #[inline]
-    fn tell(&mut self, entry: &ffi::ibv_wc, tell: &mut impl FnMut(u32, Told<'_>) -> bool) -> Result<bool> {
-        let kind = entry.wr_id >> KIND;
+    fn tell_received(
+        &mut self,
+        entry: &ffi::ibv_wc,
+        tell: impl FnOnce(u32, Told<'_>) -> bool,
+    ) -> Result<bool> {
         let (number, place) = slot(entry.wr_id);
-        let is_good = entry.status == ffi::ibv_wc_status::IBV_WC_SUCCESS;
-        if !is_good {
-            if !tell(entry.qp_num, Told::Failed(self.failed(entry))) {
-                return Ok(false);
-            }
-        } else if kind == READ {
-            let name = u32::try_from(entry.wr_id & u64::from(u32::MAX)).unwrap_or_default();
-            return Ok(tell(entry.qp_num, Told::Read(name)));
-        } else if kind == SEND {
-            if !tell(entry.qp_num, Told::Sent) {
-                return Ok(false);
-            }
-        } else {
-            if self.slots.len() <= number {
-                self.learn();
-            }
-            let Some(slots) = self.slots.get(number) else { return Ok(true) };
+        if self.slots.len() <= number as usize {
+            self.learn();
+        }
+        let Some(slots) = self.slots.get(number as usize) else { return Ok(true) };
+        let was_taken = if entry.status == ffi::ibv_wc_status::IBV_WC_SUCCESS {
             let length = (entry.byte_len as usize).min(self.packets.room.packet);
             // SAFETY: the slot has so many initialised bytes (its pages began as zeros). Its receive has completed, so the device writes
             // there no more until it is posted again, below, when the borrow has ended.
             let bytes = unsafe { std::slice::from_raw_parts(self.packets.start(slots, place), length) };
-            if !tell(entry.qp_num, Told::Packet(bytes)) {
-                return Ok(false);
-            }
+            tell(entry.qp_num, Told::Packet(bytes))
+        } else {
+            tell(entry.qp_num, Told::Failed(self.failed(entry, Operation::Receive)))
+        };
+        if was_taken {
+            self.packets.post(slots, number, place)?;
         }
-        match kind {
-            // What did not arrive may be sent again. One of a connection that was closed is free already.
-            SEND if is_good && self.users.len() > number && *self.user(number, place) == entry.qp_num => {
-                *self.user(number, place) = 0;
-                self.free.push((number, place));
-            }
-            RECEIVE => {
-                if self.slots.len() <= number {
-                    self.learn();
-                }
-                if let Some(slots) = self.slots.get(number) {
-                    self.packets.post(slots, number, place)?;
-                }
-            }
-            _ => {}
-        }
-        Ok(true)
+        Ok(was_taken)
     }
 
     #[cold]
-    fn failed(&self, entry: &ffi::ibv_wc) -> CompletionError {
+    fn failed(&self, entry: &ffi::ibv_wc, operation: Operation) -> CompletionError {
         CompletionError {
-            operation: match entry.wr_id >> KIND {
-                READ => Operation::Read,
-                SEND => Operation::Send,
-                _ => Operation::Receive,
-            },
+            operation,
             device: self.packets.domain.device().to_owned(),
             status: entry.status,
             vendor_code: entry.vendor_err,
@@ -587,18 +578,26 @@ impl PacketQueue {
         self.tell_of(number, tell)?;
         pair.pair.destroy()?;
         self.tell_of(number, tell)?;
-        self.users.iter_mut().flatten().filter(|user| **user == number).for_each(|user| *user = KEPT);
+        self.users.iter_mut().filter(|user| **user == number).for_each(|user| *user = KEPT);
         Ok(())
     }
 
     /// Tells all that has happened on a connection.
     fn tell_of(&mut self, number: u32, tell: &mut impl FnMut(u32, Told<'_>)) -> Result<()> {
-        self.set_aside()?;
-        for entry in std::mem::take(&mut self.waiting) {
+        while self.packets.take_to(self.packets.sent, &mut self.sent)? > 0 {}
+        while self.packets.take_to(self.packets.received, &mut self.received)? > 0 {}
+        for entry in std::mem::take(&mut self.sent) {
             if entry.qp_num == number {
-                self.tell(&entry, &mut all(tell))?;
+                self.tell_sent(&[entry], tell);
             } else {
-                self.waiting.push_back(entry);
+                self.sent.push_back(entry);
+            }
+        }
+        for entry in std::mem::take(&mut self.received) {
+            if entry.qp_num == number {
+                self.tell_received(&entry, all(tell))?;
+            } else {
+                self.received.push_back(entry);
             }
         }
         Ok(())
@@ -615,21 +614,88 @@ impl PacketQueue {
         // Some providers (rxe) leave its entries in the queue.
         self.tell_of(number, &mut |_, _| {})?;
         destroyed?;
-        let receives = self.packets.room.receives;
-        for (region, users) in self.users.iter_mut().enumerate() {
-            for (place, user) in (receives..).zip(users) {
-                if *user == number {
-                    *user = 0;
-                    self.free.push((region, place));
-                }
-            }
+        let PacketRoom { receives, sends, .. } = self.packets.room;
+        let slots = (0..).flat_map(|region| (receives..receives + sends).map(move |place| (region, place)));
+        for (slot, user) in slots.zip(&mut self.users).filter(|(_, user)| **user == number) {
+            *user = 0;
+            self.free.push(slot);
         }
         Ok(())
     }
 }
 
+/// Completions taken from the device.
+struct Entries([MaybeUninit<ffi::ibv_wc>; BATCH]);
+
+impl Entries {
+    #[inline]
+    fn new() -> Self {
+        Self([const { MaybeUninit::uninit() }; BATCH])
+    }
+
+    /// Takes those that there are.
+    #[inline]
+    fn take(&mut self, packets: &Packets, queue: *mut ffi::ibv_cq) -> Result<&[ffi::ibv_wc]> {
+        // SAFETY: `queue` is one of the two of `packets`, which exist as long as that; there is room for BATCH entries, which the call fills
+        // from the start.
+        let count = unsafe { ffi::ibv_poll_cq(queue, BATCH as i32, self.0.as_mut_ptr().cast()) };
+        match usize::try_from(count) {
+            // SAFETY: ibv_poll_cq filled so many, and never more than it was given room for.
+            Ok(count) => Ok(unsafe { std::slice::from_raw_parts(self.0.as_ptr().cast(), count) }),
+            Err(_) => Err(packets.poll_failed(count)),
+        }
+    }
+}
+
+/// A send of one part that completes, but for what it sends.
+fn request() -> ffi::ibv_send_wr {
+    // SAFETY: ibv_send_wr is integers, pointers for which null is a value, and unions of those.
+    let mut request: ffi::ibv_send_wr = unsafe { std::mem::zeroed() };
+    request.num_sge = 1;
+    request.send_flags = ffi::ibv_send_flags::IBV_SEND_SIGNALED.0;
+    request.opcode = ffi::ibv_wr_opcode::IBV_WR_SEND;
+    request
+}
+
+/// Gives a request to the device; its part is one that lives where this is called.
+#[inline]
+fn post(pair: &PacketPair, request: &mut ffi::ibv_send_wr) -> Result<()> {
+    let mut bad = std::ptr::null_mut();
+    // SAFETY: the queue pair exists as long as `pair`. Request and part live during the call, which copies them. A send's slot is not
+    // touched until it completes, or the queue pair is destroyed (`close`). The memory of a read stays until its registration ends;
+    // after that the device refuses to write there.
+    let code = unsafe { ffi::ibv_post_send(pair.pair.raw(), request, &raw mut bad) };
+    pair.pair.check(code, "ibv_post_send")
+}
+
+/// A completion queue with so many entries.
+fn completions(domain: &ProtectionDomain, entries: i32) -> Result<*mut ffi::ibv_cq> {
+    let context = domain.context();
+    let none = std::ptr::null_mut();
+    // SAFETY: the context is open and kept by `domain`; no cookie, no channel, vector 0.
+    let queue = unsafe { ffi::ibv_create_cq(context.raw(), entries, none, none.cast(), 0) };
+    if queue.is_null() { Err(Error::last("ibv_create_cq", context.device())) } else { Ok(queue) }
+}
+
+/// A queue for so many receives of all connections.
+fn shared_receives(domain: &ProtectionDomain, most: i32) -> Result<*mut ffi::ibv_srq> {
+    // SAFETY: ibv_srq_init_attr is a pointer, for which null is a value, and integers.
+    let mut attributes: ffi::ibv_srq_init_attr = unsafe { std::mem::zeroed() };
+    attributes.attr.max_wr = most.unsigned_abs();
+    attributes.attr.max_sge = 1;
+    // SAFETY: the domain is kept by the caller; `attributes` lives during the call.
+    let queue = unsafe { ffi::ibv_create_srq(domain.raw(), &raw mut attributes) };
+    if queue.is_null() { Err(Error::last("ibv_create_srq", domain.device())) } else { Ok(queue) }
+}
+
+/// Destroys a completion queue that nothing uses.
+fn discard(queue: *mut ffi::ibv_cq) {
+    // SAFETY: its maker's, who does not use it any more.
+    let _ = unsafe { ffi::ibv_destroy_cq(queue) };
+}
+
 /// Who takes all that is told.
-fn all<'a>(tell: &'a mut impl FnMut(u32, Told<'_>)) -> impl FnMut(u32, Told<'_>) -> bool + 'a {
+fn all<'a>(tell: &'a mut impl FnMut(u32, Told<'_>)) -> impl FnOnce(u32, Told<'_>) -> bool + 'a {
     move |number, told| {
         tell(number, told);
         true
@@ -638,7 +704,6 @@ fn all<'a>(tell: &'a mut impl FnMut(u32, Told<'_>)) -> impl FnMut(u32, Told<'_>)
 
 /// The slot of a work request: region and place.
 #[inline]
-fn slot(id: u64) -> (usize, u16) {
-    let number = (id & !(3 << KIND)) >> REGION;
-    (usize::try_from(number).unwrap_or(usize::MAX), (id & 0xffff) as u16)
+fn slot(id: u64) -> (u32, u16) {
+    ((id >> REGION) as u32, id as u16)
 }

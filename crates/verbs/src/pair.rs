@@ -65,10 +65,17 @@ impl Pair {
         format!("{} (queue pair {})", self.domain.device(), self.number)
     }
 
+    /// What a call has returned, as an error that names this queue pair.
+    #[inline]
+    pub(crate) fn check(&self, code: i32, call: &'static str) -> Result<()> {
+        // The name takes longer than the call.
+        if code == 0 { Ok(()) } else { Error::check(code, call, &self.named()) }
+    }
+
     pub(crate) fn modify(&self, mut step: Step) -> Result<()> {
         // SAFETY: the queue pair exists until `destroy`; the attributes live during the call.
         let code = unsafe { ffi::ibv_modify_qp(self.raw, &raw mut step.attributes, bits(step.mask)) };
-        Error::check(code, step.call, &self.named())
+        self.check(code, step.call)
     }
 
     /// INIT to RTR to RTS, then reads back what the kernel made of it.
@@ -93,7 +100,7 @@ impl Pair {
         let mut initial = blank();
         // SAFETY: the queue pair exists until `destroy`; both structs live during the call.
         let code = unsafe { ffi::ibv_query_qp(self.raw, &raw mut attributes, bits(all), &raw mut initial) };
-        Error::check(code, "ibv_query_qp", &self.named())?;
+        self.check(code, "ibv_query_qp")?;
         Ok(attributes)
     }
 

@@ -227,7 +227,7 @@ impl QueuePair {
         let name = if operation == Operation::Receive { "ibv_post_recv" } else { "ibv_post_send" };
         self.completions
             .submit(buffer, length, operation, self.number(), None, |id| {
-                Error::check(call(&raw mut element, id), name, &self.pair.named())
+                self.pair.check(call(&raw mut element, id), name)
             })
             .map_err(|(buffer, error)| Rejected { operation, error, buffer })
     }

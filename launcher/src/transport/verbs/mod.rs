@@ -121,7 +121,7 @@ impl Opened {
             let limits = endpoint.limits;
             let receives = ALL + SPARE;
             let by_receives = limits.max_shared_receives / u32::from(receives);
-            let by_entries = limits.max_cq_entries / u32::from(receives + SENDS + READS);
+            let by_entries = limits.max_cq_entries / u32::from(receives.max(SENDS + READS));
             let connections = ranks.min(by_receives).min(by_entries).max(1);
             let room = PacketRoom {
                 packet: SLOT,
@@ -328,7 +328,7 @@ impl Verbs {
                         Err(why) => failed.push_back((peer, Failure::of_peer(why))),
                     }
                 }
-                Told::Sent => _ = link.under_way.pop_front(),
+                Told::Sent(count) => _ = link.under_way.drain(..count.min(link.under_way.len())),
                 Told::Read(_) => reads.arrived(peer),
                 Told::Failed(error) => failed.push_back((peer, error.into())),
             }
@@ -359,6 +359,38 @@ impl Verbs {
         payload: &[u8],
         gives_only: bool,
     ) -> roce_verbs::Result<bool> {
+        Ok(self.send_now(peer, header, payload, gives_only)?
+            // What has arrived is not looked at before its slot is needed.
+            || self.find_room(peer)? && self.send_now(peer, header, payload, gives_only)?)
+    }
+
+    /// Takes back the slots of what has arrived. Whether there was any.
+    #[cold]
+    fn find_room(&mut self, peer: u32) -> roce_verbs::Result<bool> {
+        let Some(Some(link)) = self.links.get(peer as usize) else { return Ok(false) };
+        let port = link.port;
+        let Self { queues, peers, links, failed, reads, .. } = self;
+        let count = queues[port].poll_sent(&mut |number, told| {
+            let Some(peer) = peers[port].get(&number).copied() else { return };
+            let Some(Some(link)) = links.get_mut(peer as usize) else { return };
+            match told {
+                Told::Sent(count) => _ = link.under_way.drain(..count.min(link.under_way.len())),
+                Told::Read(_) => reads.arrived(peer),
+                Told::Failed(error) => failed.push_back((peer, error.into())),
+                Told::Packet(_) => {}
+            }
+        })?;
+        Ok(count > 0)
+    }
+
+    #[inline]
+    fn send_now(
+        &mut self,
+        peer: u32,
+        header: &Header,
+        payload: &[u8],
+        gives_only: bool,
+    ) -> roce_verbs::Result<bool> {
         let Some(Some(link)) = self.links.get_mut(peer as usize) else { return Ok(false) };
         let State::Up(pair) = &link.state else { return Ok(false) };
         let most = if gives_only { ALL + SPARE } else { ALL };
@@ -368,7 +400,7 @@ impl Verbs {
         let given = link.credits.give();
         let number = link.sent as u32;
         let head = Head { given, is_only_that: u16::from(gives_only), number, header: *header };
-        match self.queues[link.port].send(pair, [bytemuck::bytes_of(&head), payload]) {
+        match self.queues[link.port].send::<HEAD>(pair, bytemuck::cast_ref(&head), payload) {
             Ok(Some(slot)) => {
                 link.sent += 1;
                 link.under_way.push_back(slot);
@@ -480,35 +512,37 @@ impl Transport for Verbs {
         peer: u32,
         take: &mut impl FnMut(&Header, Payload<'_>) -> bool,
     ) -> Result<Look, Broken> {
-        let idle = self.broken.is_empty() && self.due.is_empty() && self.failed.is_empty();
+        let idle =
+            self.broken.is_empty() && self.due.is_empty() && self.failed.is_empty() && self.reads.is_empty();
         let Some(Some(link)) = self.links.get_mut(peer as usize) else { return Ok(Look::Poll) };
         let Link { port, state: State::Up(pair), .. } = &**link else { return Ok(Look::Poll) };
         if !idle || self.desk.has_news() {
             return Ok(Look::Poll);
         }
         let (port, number) = (*port, pair.number());
+        let queue = &mut self.queues[port];
         let (mut taken, mut wrong) = (false, None);
-        let mut tell = |from, told: Told<'_>| match told {
-            Told::Sent if from == number => {
-                link.under_way.pop_front();
-                true
-            }
-            Told::Packet(bytes) if from == number && !taken => {
+        let mut polled = Ok(Polled::Nothing);
+        for _ in 0..POLLS {
+            polled = queue.poll_for(|from, told| {
+                let Told::Packet(bytes) = told else { return false };
                 let Some((head, payload)) = Link::split(bytes) else { return false };
-                taken = head.is_only_that == 0 && link.is_next(&head) && take(&head.header, payload.into());
+                taken = from == number
+                    && head.is_only_that == 0
+                    && link.is_next(&head)
+                    && take(&head.header, payload.into());
                 if taken {
                     wrong = link.count(&head).err();
                 }
                 taken
-            }
-            _ => false,
-        };
-        let mut polled = Ok(Polled::Nothing);
-        for _ in 0..POLLS {
-            polled = self.queues[port].poll_for(&mut tell);
+            });
             if !matches!(polled, Ok(Polled::Nothing)) {
                 break;
             }
+        }
+        if !taken {
+            // Who polls is told the same again.
+            return Ok(if matches!(polled, Ok(Polled::Nothing)) { Look::Nothing } else { Look::Poll });
         }
         if link.credits.is_due() {
             self.due.insert(peer);
@@ -516,12 +550,7 @@ impl Transport for Verbs {
         if let Some(why) = wrong {
             self.failed.push_back((peer, Failure::of_peer(why)));
         }
-        // Who polls finds the same error again.
-        Ok(match polled {
-            _ if taken => Look::Taken,
-            Ok(Polled::Nothing | Polled::All) => Look::Nothing,
-            Ok(Polled::Left) | Err(_) => Look::Poll,
-        })
+        Ok(Look::Taken)
     }
 
     fn offer(&mut self, peer: u32, operation: u32, memory: &Lent) -> Place {

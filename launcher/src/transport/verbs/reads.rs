@@ -139,6 +139,12 @@ impl Reads {
         }
     }
 
+    /// Is nothing being read?
+    #[inline]
+    pub(super) fn is_empty(&self) -> bool {
+        self.all.is_empty() && self.finished.is_empty()
+    }
+
     pub(super) fn take_finished(&mut self) -> Option<u32> {
         self.finished.pop_front().map(|(operation, _)| operation)
     }
