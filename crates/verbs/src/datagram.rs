@@ -59,35 +59,38 @@ impl Drop for Address {
 #[derive(Debug)]
 pub struct Datagrams {
     pair: Pair,
-    completions: Arc<CompletionQueue>,
+    sent: Arc<CompletionQueue>,
+    received: Arc<CompletionQueue>,
     port: u8,
     key: u32,
 }
 
 impl Datagrams {
-    /// Makes one on a port (from 1). Only datagrams that carry `key` reach it; keys from 2^31 are the kernel's.
+    /// Makes one on a port (from 1), with a queue for what was sent and one for what came. Only datagrams that carry `key` reach it; keys
+    /// from 2^31 are the kernel's.
     ///
     /// # Errors
     /// [`Error::Call`], which for ENOMEM names the memlock limit.
     pub fn create(
         domain: &Arc<ProtectionDomain>,
-        completions: &Arc<CompletionQueue>,
+        [sent, received]: [&Arc<CompletionQueue>; 2],
         depth: Depth,
         port: u8,
         key: u32,
     ) -> Result<Self> {
         let mut attributes = pair::blank();
         attributes.qp_type = ffi::ibv_qp_type::IBV_QPT_UD;
-        attributes.send_cq = completions.raw();
-        attributes.recv_cq = completions.raw();
+        attributes.send_cq = sent.raw();
+        attributes.recv_cq = received.raw();
         attributes.cap.max_send_wr = depth.send;
         attributes.cap.max_recv_wr = depth.receive;
         attributes.cap.max_send_sge = 1;
         attributes.cap.max_recv_sge = 1;
         attributes.sq_sig_all = 1;
-        // The completion queue is kept by `self`.
+        // The completion queues are kept by `self`.
         let pair = Pair::create(domain, attributes)?;
-        let datagrams = Self { pair, completions: Arc::clone(completions), port, key };
+        let (sent, received) = (Arc::clone(sent), Arc::clone(received));
+        let datagrams = Self { pair, sent, received, port, key };
         datagrams.start()?;
         Ok(datagrams)
     }
@@ -103,14 +106,24 @@ impl Datagrams {
     /// [`Error::Call`].
     pub fn restart(&self) -> Result<()> {
         self.pair.modify(connection::to_reset())?;
-        self.completions.forget(self.pair.number())?;
+        self.queues().try_for_each(|queue| queue.forget(self.pair.number()))?;
         self.start()
+    }
+
+    fn queues(&self) -> impl Iterator<Item = &Arc<CompletionQueue>> {
+        [&self.sent, &self.received].into_iter()
     }
 
     /// Its number, which senders need (24 bits).
     #[must_use]
     pub fn number(&self) -> u32 {
         self.pair.number()
+    }
+
+    /// What datagrams must carry to reach it.
+    #[must_use]
+    pub fn key(&self) -> u32 {
+        self.key
     }
 
     /// Posts a receive for one datagram.
@@ -152,7 +165,7 @@ impl Datagrams {
             request.opcode = ffi::ibv_wr_opcode::IBV_WR_SEND;
             request.wr.ud = ffi::ud_t { ah: address.raw, remote_qpn: number, remote_qkey: key };
             let mut bad = std::ptr::null_mut();
-            // SAFETY: as in `post_receive`; the completion queue keeps the address as long as the buffer.
+            // SAFETY: as in `post_receive`; the queue for what was sent keeps the address as long as the buffer.
             unsafe { ffi::ibv_post_send(self.pair.raw(), &raw mut request, &raw mut bad) }
         })
     }
@@ -169,8 +182,11 @@ impl Datagrams {
             Ok(element) => element,
             Err(error) => return Err(Rejected { operation, error: Box::new(error), buffer }),
         };
-        let name = if operation == Operation::Receive { "ibv_post_recv" } else { "ibv_post_send" };
-        self.completions
+        let (name, queue) = match operation {
+            Operation::Receive => ("ibv_post_recv", &self.received),
+            _ => ("ibv_post_send", &self.sent),
+        };
+        queue
             .submit(buffer, length, operation, self.pair.number(), address, |id| {
                 self.pair.check(call(&raw mut element, id), name)
             })
@@ -182,8 +198,8 @@ impl Drop for Datagrams {
     fn drop(&mut self) {
         // As a queue pair's: where it can't be destroyed, its buffers are leaked.
         match self.pair.destroy() {
-            Ok(()) => _ = self.completions.forget(self.pair.number()),
-            Err(_) => self.completions.leak(self.pair.number()),
+            Ok(()) => self.queues().for_each(|queue| _ = queue.forget(self.pair.number())),
+            Err(_) => self.queues().for_each(|queue| queue.leak(self.pair.number())),
         }
     }
 }

@@ -10,6 +10,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::mem::MaybeUninit;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rdma_mummy_sys as ffi;
@@ -65,7 +66,10 @@ pub struct Packets {
     received: *mut ffi::ibv_cq,
     receives: *mut ffi::ibv_srq,
     room: PacketRoom,
+    /// As many as connections were made, or one more: the next one's.
     slots: Mutex<Vec<Arc<Slots>>>,
+    /// Connections that were made.
+    made: AtomicUsize,
     domain: Arc<ProtectionDomain>,
 }
 
@@ -86,24 +90,34 @@ impl Packets {
     /// [`Error::Call`], which for ENOMEM names the memlock limit; [`Error::Length`] where there are as many connections as the
     /// queues have room for.
     pub fn pair(self: &Arc<Self>, port: u8) -> Result<PacketPair> {
-        let PacketRoom { packet, receives, sends, connections, .. } = self.room;
+        let most = self.room.connections as usize;
         let pair = self.pair_again(port)?;
+        if self.made() >= most {
+            return Err(Error::Length { what: "a list of connections", length: self.made() + 1, most });
+        }
+        self.prepare()?;
+        self.made.fetch_add(1, Ordering::Relaxed);
+        Ok(pair)
+    }
+
+    /// Makes the slots of the next connection, if they are not there: to register memory is half of what a connection takes. By one
+    /// thread at a time, as [`pair`](Self::pair).
+    ///
+    /// # Errors
+    /// As [`pair`](Self::pair), which tries again.
+    pub fn prepare(&self) -> Result<()> {
+        let PacketRoom { packet, receives, sends, connections, .. } = self.room;
+        let made = self.slots().len();
+        let number = match u32::try_from(made) {
+            Ok(number) if made <= self.made() && number < connections => number,
+            _ => return Ok(()),
+        };
         let bytes = (usize::from(receives) + usize::from(sends)) * packet;
         let region = Region::register(&self.domain, bytes, ffi::ibv_access_flags::IBV_ACCESS_LOCAL_WRITE)?;
-        let mut slots = self.slots();
-        let number = match u32::try_from(slots.len()) {
-            Ok(number) if number < connections => number,
-            _ => {
-                let (length, most) = (slots.len() + 1, connections as usize);
-                return Err(Error::Length { what: "a list of connections", length, most });
-            }
-        };
         let region = Arc::new(Slots { region });
-        slots.push(Arc::clone(&region));
-        for place in 0..receives {
-            self.post(&region, number, place)?;
-        }
-        Ok(pair)
+        // Known before anything can come into them.
+        self.slots().push(Arc::clone(&region));
+        (0..receives).try_for_each(|place| self.post(&region, number, place))
     }
 
     /// The same without slots, for a connection that takes the place of one that was taken down.
@@ -128,7 +142,7 @@ impl Packets {
     /// How many connections were made; those that are closed count too, their slots stay.
     #[must_use]
     pub fn made(&self) -> usize {
-        self.slots().len()
+        self.made.load(Ordering::Relaxed)
     }
 
     /// Gives a slot that holds nothing any more to the device.
@@ -216,13 +230,20 @@ impl PacketPair {
         self.pair.number()
     }
 
-    /// INIT to RTR to RTS, then reads back what the kernel made of it. The peer may send as soon as this end
-    /// is connected, but this end must not send before the peer is.
+    /// INIT to RTR to RTS. The peer may send as soon as this end is connected, but this end must not send before the peer is.
     ///
     /// # Errors
-    /// [`Error::Call`], with a hint for a peer that this port cannot reach; [`Error::NotAsAsked`].
-    pub fn connect(&self, connection: &Connection) -> Result<Readback> {
+    /// [`Error::Call`], with a hint for a peer that this port cannot reach.
+    pub fn connect(&self, connection: &Connection) -> Result<()> {
         self.pair.connect(connection)
+    }
+
+    /// Reads back what the kernel made of that; packets may be on their way by then.
+    ///
+    /// # Errors
+    /// [`Error::Call`]; [`Error::NotAsAsked`].
+    pub fn read_back(&self, connection: &Connection) -> Result<Readback> {
+        self.pair.read_back(connection)
     }
 }
 
@@ -309,7 +330,8 @@ impl PacketQueue {
         });
         let (received, receives) = shared.inspect_err(|_| discard(sent))?;
         let domain = Arc::clone(domain);
-        let packets = Arc::new(Packets { sent, received, receives, room, slots: Mutex::default(), domain });
+        let (slots, made) = (Mutex::default(), AtomicUsize::new(0));
+        let packets = Arc::new(Packets { sent, received, receives, room, slots, made, domain });
         let (slots, free, users, send) = (Vec::new(), Vec::new(), Vec::new(), request());
         Ok(Self { packets, slots, free, users, send, sent: VecDeque::new(), received: VecDeque::new() })
     }

@@ -78,10 +78,14 @@ impl Pair {
         self.check(code, step.call)
     }
 
-    /// INIT to RTR to RTS, then reads back what the kernel made of it.
-    pub(crate) fn connect(&self, connection: &Connection) -> Result<Readback> {
+    /// INIT to RTR to RTS.
+    pub(crate) fn connect(&self, connection: &Connection) -> Result<()> {
         self.modify(connection.to_rtr())?;
-        self.modify(connection.to_rts())?;
+        self.modify(connection.to_rts())
+    }
+
+    /// Reads back what the kernel made of it.
+    pub(crate) fn read_back(&self, connection: &Connection) -> Result<Readback> {
         readback::check(connection, &self.query()?, self.domain.device(), self.number)
     }
 

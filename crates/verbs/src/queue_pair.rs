@@ -116,7 +116,8 @@ impl QueuePair {
     /// # Errors
     /// [`Error::Call`], with a hint for a peer that this port cannot reach; [`Error::NotAsAsked`].
     pub fn connect(&self, connection: &Connection) -> Result<Readback> {
-        self.pair.connect(connection)
+        self.pair.connect(connection)?;
+        self.pair.read_back(connection)
     }
 
     /// Posts a receive: one incoming send lands in the buffer, which must be long enough for it.

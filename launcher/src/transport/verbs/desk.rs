@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use roce_verbs::PacketPair;
+use roce_verbs::{Connection, PacketPair};
 
 /// What the rank wants.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -26,8 +27,8 @@ pub(super) enum Wish {
 /// What the thread tells.
 #[derive(Debug)]
 pub(super) enum News {
-    /// Packets can be sent to a peer, which has received so many.
-    Ready { peer: u32, pair: PacketPair, received: u64 },
+    /// Packets can be sent to a peer, which has received so many. What was asked of the kernel is to be read back.
+    Ready { peer: u32, pair: PacketPair, received: u64, asked: Box<Connection> },
     /// A peer has taken its end of a connection down, and asks for the one with this number.
     Asked { peer: u32, era: u32 },
     /// There is no connection to a peer.
@@ -44,6 +45,7 @@ pub(super) struct Desk {
     bell: EventFd,
     news: Mutex<Vec<News>>,
     has_news: AtomicBool,
+    told: Condvar,
     /// Whose is a connection, by port and number. There before anything can come over it.
     peers: Mutex<BTreeMap<(usize, u32), u32>>,
 }
@@ -52,7 +54,8 @@ impl Desk {
     pub(super) fn new() -> nix::Result<Self> {
         let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         let (wishes, news, peers) = (Mutex::default(), Mutex::default(), Mutex::default());
-        Ok(Self { wishes, bell, news, has_news: AtomicBool::new(false), peers })
+        let (has_news, told) = (AtomicBool::new(false), Condvar::new());
+        Ok(Self { wishes, bell, news, has_news, told, peers })
     }
 
     /// For the rank.
@@ -77,6 +80,15 @@ impl Desk {
         let mut news = lock(&self.news);
         self.has_news.store(false, Ordering::Relaxed);
         std::mem::take(&mut news)
+    }
+
+    /// For the rank: leaves its CPU to others, but not for longer than this, and not when something is new.
+    #[cold]
+    pub(super) fn wait_for_news(&self, most: Duration) {
+        let news = lock(&self.news);
+        if news.is_empty() {
+            let _ = self.told.wait_timeout(news, most);
+        }
     }
 
     /// For the rank: whose connection that is.
@@ -105,6 +117,8 @@ impl Desk {
         let mut all = lock(&self.news);
         all.push(news);
         self.has_news.store(true, Ordering::Relaxed);
+        drop(all);
+        self.told.notify_one();
     }
 
     /// For the thread.

@@ -1,12 +1,16 @@
 //! How two ranks come to know each other's ends of a connection, over datagrams that may be lost, repeated and overtaken.
 //!
 //! ```text
+//! asking   -> answering   hello; both make their ends
 //! asking   -> answering   request, with its end
 //! answering: connects its end
 //! answering -> asking     reply, with its end
 //! asking: connects its end, and may send
-//! asking   -> answering   acknowledgement; answering may send
+//! asking   -> answering   what it sends, or an acknowledgement; answering may send
 //! ```
+//! The hello spares time and nothing else: who has heard none makes its end when it hears the request, and who has heard no request for
+//! a while after it asks itself.
+//!
 //! Each side has one end for a peer, whoever begins. Where both ask at once the request of the lower rank counts: the lower rank takes
 //! no notice of the other's, and the higher one answers. What is not answered is said again; the answering side may also send when
 //! anything has come over the connection, for then the other side has connected.
@@ -23,6 +27,9 @@ const FIRST: Duration = Duration::from_millis(50);
 const LONGEST: Duration = Duration::from_secs(2);
 /// How often something is said, after which the peer counts as not answering: about 17 s.
 const MOST: u32 = 12;
+
+/// How long who asked keeps the acknowledgement back: what it wants to send says the same, and should not wait for a datagram.
+const COURTESY: Duration = Duration::from_millis(3);
 
 /// One side's end of a connection, as the other needs to know it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -43,6 +50,8 @@ pub(super) struct End {
 /// What is said.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Word {
+    /// The speaker makes its end now, and will ask with it.
+    Hello,
     Request(End),
     Reply(End),
     Acknowledgement,
@@ -66,6 +75,8 @@ pub(super) struct Todo {
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 enum State {
+    /// The peer has said that it will ask.
+    Expecting,
     Asking,
     Answering,
     Open,
@@ -80,6 +91,8 @@ pub(super) struct Handshake {
     /// How often this side has said what it waits for an answer to.
     said: u32,
     due: Instant,
+    /// The peer is to be told that this side has connected.
+    owes: bool,
 }
 
 impl End {
@@ -98,7 +111,8 @@ impl Todo {
 impl Handshake {
     /// This side wants a connection to a peer that has not asked for one.
     pub(super) fn ask(rank: u32, peer: u32, mine: End, now: Instant) -> (Self, Todo) {
-        let handshake = Self { is_lower: rank < peer, mine, state: State::Asking, said: 1, due: now + FIRST };
+        let (state, due, owes) = (State::Asking, now + FIRST, false);
+        let handshake = Self { is_lower: rank < peer, mine, state, said: 1, due, owes };
         (handshake, Todo::say(Word::Request(mine)))
     }
 
@@ -107,6 +121,12 @@ impl Handshake {
         let (mut handshake, _) = Self::ask(rank, peer, mine, now);
         let todo = handshake.answer_to(theirs, now);
         (handshake, todo)
+    }
+
+    /// A peer will ask this side, which has not asked it.
+    pub(super) fn expect(rank: u32, peer: u32, mine: End, now: Instant) -> Self {
+        let (handshake, _) = Self::ask(rank, peer, mine, now);
+        Self { state: State::Expecting, said: 0, ..handshake }
     }
 
     /// A peer asks, and there can't be a connection.
@@ -125,11 +145,11 @@ impl Handshake {
     /// The peer said something.
     pub(super) fn hear(&mut self, word: &Word, now: Instant) -> Todo {
         match (&self.state, word) {
+            (State::Expecting, Word::Request(theirs)) => self.answer_to(*theirs, now),
             (State::Asking, Word::Request(theirs)) if !self.is_lower => self.answer_to(*theirs, now),
             (State::Asking, Word::Reply(theirs)) => {
-                self.state = State::Open;
-                let connect = Some(*theirs);
-                Todo { connect, is_ready: true, ..Todo::say(Word::Acknowledgement) }
+                (self.state, self.owes, self.due) = (State::Open, true, now + COURTESY);
+                Todo { connect: Some(*theirs), is_ready: true, ..Todo::default() }
             }
             // It is there, and asked again as long as it says so.
             (State::Asking, Word::Later) => {
@@ -139,8 +159,8 @@ impl Handshake {
             // It has not heard the answer.
             (State::Answering, Word::Request(_)) => Todo::say(Word::Reply(self.mine)),
             (State::Answering, Word::Acknowledgement) => self.open(),
-            (State::Open, Word::Reply(_)) => Todo::say(Word::Acknowledgement),
-            (State::Asking | State::Answering, Word::Refusal(why)) => {
+            (State::Open, Word::Reply(_)) => self.acknowledge(),
+            (State::Expecting | State::Asking | State::Answering, Word::Refusal(why)) => {
                 self.state = State::Failed(why.clone());
                 Todo { failed: Some(format!("it refused a connection: {why}")), ..Todo::default() }
             }
@@ -156,6 +176,11 @@ impl Handshake {
     /// Something came over the connection.
     pub(super) fn hear_data(&mut self) -> Todo {
         if self.state == State::Answering { self.open() } else { Todo::default() }
+    }
+
+    fn acknowledge(&mut self) -> Todo {
+        self.owes = false;
+        Todo::say(Word::Acknowledgement)
     }
 
     fn open(&mut self) -> Todo {
@@ -187,9 +212,14 @@ impl Handshake {
         self.mine
     }
 
-    /// When something is to be said again, if the peer says nothing.
+    /// When something is to be said, if the peer says nothing.
     pub(super) fn due(&self) -> Option<Instant> {
-        matches!(self.state, State::Asking | State::Answering).then_some(self.due)
+        let waits = match self.state {
+            State::Expecting | State::Asking | State::Answering => true,
+            State::Open => self.owes,
+            State::Failed(_) => false,
+        };
+        waits.then_some(self.due)
     }
 
     /// The time has come, or not.
@@ -197,11 +227,17 @@ impl Handshake {
         if self.due().is_none_or(|due| now < due) {
             return Todo::default();
         }
+        if self.state == State::Open {
+            return self.acknowledge();
+        }
         if self.said == MOST {
             return self.give_up(format!("no answer to {MOST} datagrams that ask for a connection"));
         }
         self.due = now + FIRST.saturating_mul(1 << self.said.min(16)).min(LONGEST);
         self.said += 1;
+        if self.state == State::Expecting {
+            self.state = State::Asking;
+        }
         Todo::say(match self.state {
             State::Asking => Word::Request(self.mine),
             _ => Word::Reply(self.mine),
@@ -248,13 +284,13 @@ mod tests {
             todo.say
         }
 
-        fn ask(&mut self, now: Instant) -> Option<Word> {
+        fn ask(&mut self, now: Instant) -> Vec<Word> {
             if self.handshake.is_some() {
-                return None;
+                return Vec::new();
             }
             let (handshake, todo) = Handshake::ask(self.rank, 1 - self.rank, end(self.rank), now);
             self.handshake = Some(handshake);
-            self.act(todo)
+            [Word::Hello].into_iter().chain(self.act(todo)).collect()
         }
 
         fn hear(&mut self, word: &Word, now: Instant) -> Option<Word> {
@@ -265,6 +301,10 @@ mod tests {
                         Handshake::answer(self.rank, 1 - self.rank, end(self.rank), *theirs, now);
                     self.handshake = Some(handshake);
                     todo
+                }
+                (None, Word::Hello) => {
+                    self.handshake = Some(Handshake::expect(self.rank, 1 - self.rank, end(self.rank), now));
+                    Todo::default()
                 }
                 (None, _) => Todo::default(),
             };
@@ -310,7 +350,11 @@ mod tests {
             let mut ways: [Vec<Word>; 2] = Default::default();
             for event in events {
                 let (from, word) = match event {
-                    Event::Ask(side) => (side, sides[side].ask(now)),
+                    Event::Ask(side) => {
+                        let words = sides[side].ask(now);
+                        ways[1 - side].extend(words);
+                        continue;
+                    }
                     Event::Deliver(to, which, again) if !ways[to].is_empty() => {
                         let which = which % ways[to].len();
                         let word = if again { ways[to][which].clone() } else { ways[to].remove(which) };
@@ -343,8 +387,8 @@ mod tests {
             }
             // They may have given up meanwhile, which is right where nothing comes for so long.
             if sides.iter().any(|side| side.failed.is_some()) { return Ok(()); }
-            let word = sides[first].ask(now);
-            ways[1 - first].extend(word);
+            let words = sides[first].ask(now);
+            ways[1 - first].extend(words);
             for _ in 0..40 {
                 for to in 0..2 {
                     for word in std::mem::take(&mut ways[to]) {
@@ -381,6 +425,38 @@ mod tests {
         assert!(failed.failed.unwrap().contains("no answer"));
         assert_eq!(asking.due(), None);
         assert!(matches!(asking.hear(&Word::Request(end(1)), now).say, Some(Word::Refusal(_))));
+    }
+
+    #[test]
+    fn who_has_heard_a_hello_asks_itself_when_no_request_comes() {
+        let now = Instant::now();
+        let mut expecting = Handshake::expect(1, 0, end(1), now);
+        assert_eq!(expecting.hear(&Word::Hello, now), Todo::default());
+        assert_eq!(expecting.tick(now), Todo::default());
+        let later = expecting.due().unwrap();
+        assert_eq!(expecting.tick(later).say, Some(Word::Request(end(1))));
+        assert!(expecting.hear(&Word::Reply(end(0)), later).is_ready);
+
+        // Whose end could not be made says so.
+        let mut expecting = Handshake::expect(0, 1, end(0), now);
+        let todo = expecting.hear(&Word::Refusal("no memory".to_owned()), now);
+        assert_eq!(todo.failed.as_deref(), Some("it refused a connection: no memory"));
+        assert_eq!(expecting.due(), None);
+    }
+
+    #[test]
+    fn an_acknowledgement_is_kept_back_a_moment_and_said_once() {
+        let now = Instant::now();
+        let (mut asking, _) = Handshake::ask(0, 1, end(0), now);
+        let todo = asking.hear(&Word::Reply(end(1)), now);
+        assert_eq!((todo.connect, todo.say, todo.is_ready), (Some(end(1)), None, true));
+        assert_eq!(asking.tick(now), Todo::default());
+        let later = asking.due().unwrap();
+        assert!(later < now + FIRST);
+        assert_eq!(asking.tick(later), Todo::say(Word::Acknowledgement));
+        assert_eq!((asking.due(), asking.tick(later + LONGEST)), (None, Todo::default()));
+        // Where it was lost.
+        assert_eq!(asking.hear(&Word::Reply(end(1)), later), Todo::say(Word::Acknowledgement));
     }
 
     /// A rank that computes answers late, however late.

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use roce_verbs::{PacketPair, PacketSlot};
+use roce_verbs::{Connection, PacketPair, PacketSlot};
 
 use super::credits::Credits;
 use super::{HEAD, Head};
@@ -39,6 +39,8 @@ pub(super) struct Link {
     pub(super) sent: u64,
     /// The last of them that the peer's device may not have, in their order.
     pub(super) under_way: VecDeque<PacketSlot>,
+    /// What its connection was made with, until that is read back.
+    pub(super) unchecked: Option<Box<Connection>>,
     /// Of those sent, the last that was more than places given back.
     pub(super) last: u64,
     /// Connections that failed since one carried something, and what all had carried then.
@@ -56,6 +58,7 @@ impl Link {
             received: 0,
             sent: 0,
             under_way: VecDeque::new(),
+            unchecked: None,
             last: 0,
             fruitless: 0,
             carried: 0,

@@ -7,7 +7,7 @@
 //!
 //! What a peer has done wrong, or the device does not allow, would only happen again: the peer is lost.
 
-use roce_verbs::{CompletionError, PacketPair};
+use roce_verbs::{CompletionError, Connection, Error, PacketPair};
 
 use super::Verbs;
 use super::desk::Wish;
@@ -83,7 +83,7 @@ impl Verbs {
     }
 
     /// A connection stands, the first or the next. The peer has received so many packets over those before.
-    pub(super) fn go_on(&mut self, peer: u32, pair: PacketPair, received: u64) {
+    pub(super) fn go_on(&mut self, peer: u32, pair: PacketPair, received: u64, asked: Box<Connection>) {
         let Some(link) = self.links.get_mut(peer as usize).and_then(Option::as_mut) else { return };
         let queue = &mut self.queues[link.port];
         self.peers[link.port].insert(pair.number(), peer);
@@ -113,6 +113,22 @@ impl Verbs {
             }
         }
         link.state = State::Up(pair);
+        self.connecting = None;
+        link.unchecked = Some(asked);
+        self.unchecked.push(peer);
+    }
+
+    /// Looks at what the kernel made of new connections.
+    pub(super) fn read_back(&mut self) {
+        for peer in std::mem::take(&mut self.unchecked) {
+            let Some(link) = self.links.get_mut(peer as usize).and_then(Option::as_mut) else { continue };
+            let (State::Up(pair), Some(asked)) = (&link.state, link.unchecked.take()) else { continue };
+            let Err(error) = pair.read_back(&asked) else { continue };
+            let why = chain(&error);
+            // One that has failed meanwhile has another state.
+            let may_pass = matches!(error, Error::NotAsAsked { field: "state", .. });
+            self.failed.push_back((peer, Failure { why, may_pass }));
+        }
     }
 
     /// Why a connection failed: if its port is not as it should be, that, else what the device says.

@@ -57,6 +57,10 @@ const READS: u16 = 8;
 const REGISTERED: usize = 32 * 1024;
 /// How often a look at one peer polls: more than once, for between looks is a pause, which a NIC does not need.
 const POLLS: u32 = 16;
+/// How long a rank leaves its CPU to the thread that makes its connection, in naps of at most this length: to yield is not enough where both have
+/// one CPU, for the kernel gives each its half then.
+const WAY_FREE: Duration = Duration::from_millis(20);
+const NAP: Duration = Duration::from_micros(200);
 /// How long dropping may take to see what was sent arrive.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 /// How long a read that was given up may take to end by itself. One from a rank that died never does with soft-RoCE, and who waits for it has an
@@ -174,6 +178,8 @@ impl Opened {
             reads: Reads::default(),
             due: BTreeSet::new(),
             failed: VecDeque::new(),
+            unchecked: Vec::new(),
+            connecting: None,
             broken: VecDeque::new(),
             desk,
             service: Some(service),
@@ -200,6 +206,10 @@ pub(crate) struct Verbs {
     due: BTreeSet<u32>,
     /// What failed, and is not dealt with yet.
     failed: VecDeque<(u32, Failure)>,
+    /// Peers whose connections are to be read back, as soon as what waits for them is under way.
+    unchecked: Vec<u32>,
+    /// Until when the service thread gets this thread's CPU where nothing comes: it has a connection to make, perhaps on the same one.
+    connecting: Option<Instant>,
     /// To be told.
     broken: VecDeque<Broken>,
     desk: Arc<Desk>,
@@ -231,6 +241,8 @@ impl Verbs {
             State::None => {
                 link.state = State::Opening;
                 self.desk.wish(Wish::Open(peer));
+                self.connecting = Some(Instant::now() + WAY_FREE);
+                std::thread::yield_now();
                 Ok(false)
             }
         }
@@ -243,7 +255,7 @@ impl Verbs {
     fn take_news(&mut self) {
         for news in self.desk.take_news() {
             match news {
-                News::Ready { peer, pair, received } => self.go_on(peer, pair, received),
+                News::Ready { peer, pair, received, asked } => self.go_on(peer, pair, received, asked),
                 News::Asked { peer, era } => self.asked_again(peer, era),
                 News::Failed { peer, why } => self.lose(peer, why),
                 News::PortLost { port, why } => {
@@ -336,6 +348,15 @@ impl Verbs {
         match ending {
             Some(pair) => queues[port].take_down(pair, &mut tell).map(|()| true),
             None => queues[port].poll(&mut tell).map(|count| count > 0),
+        }
+    }
+
+    /// Sleeps a moment while a connection is made.
+    #[cold]
+    fn leave_cpu(&mut self) {
+        self.connecting = self.connecting.filter(|end| Instant::now() < *end);
+        if self.connecting.is_some() {
+            self.desk.wait_for_news(NAP);
         }
     }
 
@@ -496,9 +517,15 @@ impl Transport for Verbs {
 
     #[inline]
     fn poll(&mut self, deliver: &mut impl FnMut(u32, &Header, Payload<'_>)) -> Result<bool, Broken> {
+        if !self.unchecked.is_empty() {
+            self.read_back();
+        }
         self.take_news();
         let came = self.broken.is_empty() && self.poll_once(deliver);
         self.settle(deliver);
+        if self.connecting.is_some() && !came {
+            self.leave_cpu();
+        }
         match self.broken.pop_front() {
             Some(broken) => Err(broken),
             None => Ok(came),
@@ -512,8 +539,8 @@ impl Transport for Verbs {
         peer: u32,
         take: &mut impl FnMut(&Header, Payload<'_>) -> bool,
     ) -> Result<Look, Broken> {
-        let idle =
-            self.broken.is_empty() && self.due.is_empty() && self.failed.is_empty() && self.reads.is_empty();
+        let idle = self.broken.is_empty() && self.due.is_empty() && self.failed.is_empty();
+        let idle = idle && self.reads.is_empty() && self.unchecked.is_empty();
         let Some(Some(link)) = self.links.get_mut(peer as usize) else { return Ok(Look::Poll) };
         let Link { port, state: State::Up(pair), .. } = &**link else { return Ok(Look::Poll) };
         if !idle || self.desk.has_news() {

@@ -4,10 +4,8 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use roce_types::TrafficClass;
-use roce_verbs::{
-    Address, Buffer, CompletionQueue, DATAGRAM_OFFSET, Datagrams, Depth, Event, Operation, Packets, Path,
-};
+use roce_types::{Gid, TrafficClass};
+use roce_verbs::{Address, Buffer, CompletionQueue, DATAGRAM_OFFSET, Datagrams, Depth, Event, Packets, Path};
 
 use super::service::Route;
 use super::words;
@@ -23,6 +21,8 @@ const SENDS: u32 = 8;
 const GRACE: Duration = Duration::from_secs(8);
 /// How often a port that is down is looked at, though the device tells when it changes.
 const LOOK: Duration = Duration::from_secs(1);
+/// When the slots of the next connection are made, after the last ones were taken.
+const LATER: Duration = Duration::from_millis(30);
 
 /// The class of all that a rank sends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -35,7 +35,9 @@ pub(super) struct Port {
     pub(super) endpoint: Arc<Endpoint>,
     pub(super) packets: Arc<Packets>,
     datagrams: Datagrams,
-    completions: Arc<CompletionQueue>,
+    /// Nobody is woken when a datagram has left.
+    sent: Arc<CompletionQueue>,
+    received: Arc<CompletionQueue>,
     /// For datagrams to send.
     free: Vec<Buffer>,
     class: Class,
@@ -44,6 +46,10 @@ pub(super) struct Port {
     /// Since when it can't be used, and when it is looked at again.
     down: Option<(Instant, Instant)>,
     is_lost: bool,
+    /// Where the last datagram went: most go to where the last one went, and the kernel is asked for each.
+    address: Option<(Gid, Arc<Address>)>,
+    /// When the next connection's slots are made.
+    prepares: Option<Instant>,
     /// Why no datagrams come and go, until they begin anew.
     deaf: Option<String>,
 }
@@ -69,10 +75,11 @@ impl Port {
         key: u32,
     ) -> roce_verbs::Result<Self> {
         let context = endpoint.domain.context();
-        let completions = CompletionQueue::create_with_descriptor(context, (RECEIVES + SENDS) as usize)?;
+        let sent = CompletionQueue::create(context, SENDS as usize)?;
+        let received = CompletionQueue::create_with_descriptor(context, RECEIVES as usize)?;
         let depth = Depth { send: SENDS, receive: RECEIVES };
         let number = endpoint.nic.port.port;
-        let datagrams = Datagrams::create(&endpoint.domain, &completions, depth, number, key)?;
+        let datagrams = Datagrams::create(&endpoint.domain, [&sent, &received], depth, number, key)?;
         let free = buffers(endpoint, &datagrams)?;
         let (endpoint, packets) = (Arc::clone(endpoint), Arc::clone(packets));
         let _ = context_events(&endpoint)?;
@@ -82,12 +89,15 @@ impl Port {
             endpoint,
             packets,
             datagrams,
-            completions,
+            sent,
+            received,
             free,
             class,
             now,
             down,
             is_lost: false,
+            address: None,
+            prepares: None,
             deaf: None,
         })
     }
@@ -102,7 +112,7 @@ impl Port {
 
     /// What to wait for: datagrams, and the device's events.
     pub(super) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.completions.descriptor().into_iter().chain(context_events(&self.endpoint))
+        self.received.descriptor().into_iter().chain(context_events(&self.endpoint))
     }
 
     /// What the port is like.
@@ -114,20 +124,43 @@ impl Port {
         self.now.get_or_insert_with(|| endpoint.now().map_err(|error| chain(&error))).clone()
     }
 
+    /// How this port's own datagrams would come to it.
+    pub(super) fn own_route(&self, port: usize) -> Route {
+        Route { port, gid: self.endpoint.nic.gid, number: self.number(), key: self.datagrams.key() }
+    }
+
+    /// The next connection's slots were taken. To make them anew has time until this one stands.
+    pub(super) fn prepare_later(&mut self) {
+        self.prepares = Some(Instant::now() + LATER);
+    }
+
+    /// Good until something is told of the port: the GID's row may move then, and what can't leave is the end of the queue pair (rxe).
     fn address(&mut self, route: &Route) -> Result<Arc<Address>, String> {
+        let now = self.now()?;
+        if let Some((gid, address)) = &self.address
+            && *gid == route.gid
+        {
+            return Ok(Arc::clone(address));
+        }
         let path = Path {
             port: self.endpoint.nic.port.port,
-            local_gid_index: self.now()?.gid_index,
+            local_gid_index: now.gid_index,
             remote_gid: route.gid,
             traffic_class: self.class.traffic_class,
             service_level: self.class.service_level,
         };
-        Address::create(&self.endpoint.domain, path).map_err(|error| chain(&error))
+        let address = Address::create(&self.endpoint.domain, path).map_err(|error| chain(&error))?;
+        self.address = Some((route.gid, Arc::clone(&address)));
+        Ok(address)
+    }
+
+    fn forget(&mut self) {
+        (self.now, self.address) = (None, None);
     }
 
     /// Something went wrong: what the port is like is not known any more.
     pub(super) fn suspect(&mut self, now: Instant) {
-        self.now = None;
+        self.forget();
         let since = self.down.map_or(now, |(since, _)| since);
         self.down = Some((since, now));
     }
@@ -148,8 +181,8 @@ impl Port {
     /// # Errors
     /// Why it was not sent.
     pub(super) fn send(&mut self, route: &Route, bytes: &[u8]) -> Result<(), String> {
-        // Made each time, as the GID's row may move. What can't leave would be the end of the queue pair (rxe).
         let address = self.address(route)?;
+        self.take_sent();
         self.begin_anew()?;
         let all_on_their_way = || "all of the last are still on their way".to_owned();
         let mut buffer = self.free.pop().ok_or_else(all_on_their_way)?;
@@ -165,22 +198,35 @@ impl Port {
     pub(super) fn hear(&mut self) -> Vec<Vec<u8>> {
         let mut heard = Vec::new();
         // What comes after this is told.
-        let _ = self.completions.arm();
-        while let Ok(Some(completion)) = self.completions.poll() {
-            match (completion.operation, completion.result) {
-                // Datagrams fail by themselves only where the queue pair does, and with it all that is posted.
-                (_, Err(error)) => _ = self.deaf.get_or_insert_with(|| error.to_string()),
-                (Operation::Receive, Ok(end)) => {
+        let _ = self.received.arm();
+        while let Ok(Some(completion)) = self.received.poll() {
+            match completion.result {
+                Err(error) => self.fail(error.to_string()),
+                Ok(end) => {
                     let bytes = completion.buffer.as_slice().get(DATAGRAM_OFFSET..end);
                     heard.extend(bytes.map(<[u8]>::to_vec));
                     if let Err(rejected) = self.datagrams.post_receive(completion.buffer) {
-                        self.deaf.get_or_insert_with(|| chain(&*rejected.error));
+                        self.fail(chain(&*rejected.error));
                     }
                 }
-                (_, Ok(_)) => self.free.push(completion.buffer),
             }
         }
         heard
+    }
+
+    /// Takes the buffers of datagrams that have left.
+    fn take_sent(&mut self) {
+        while let Ok(Some(completion)) = self.sent.poll() {
+            match completion.result {
+                Err(error) => self.fail(error.to_string()),
+                Ok(_) => self.free.push(completion.buffer),
+            }
+        }
+    }
+
+    /// Datagrams fail by themselves only where the queue pair does, and with it all that is posted.
+    fn fail(&mut self, why: String) {
+        self.deaf.get_or_insert(why);
     }
 
     /// Has datagrams come and go again after a failure.
@@ -215,17 +261,23 @@ impl Port {
                 _ => {}
             }
         }
+        self.take_sent();
         if self.deaf.is_some() {
             self.suspect(now);
         }
         self.watch(now, &mut happened);
+        if self.prepares.is_some_and(|due| now >= due) {
+            self.prepares = None;
+            // What is missing is made, and what is wrong told, when it is needed.
+            let _ = self.packets.prepare();
+        }
         happened
     }
 
     /// Looks at a port of which something was told.
     fn watch(&mut self, now: Instant, happened: &mut Happened) {
         let Some((since, next)) = self.down.filter(|(_, next)| now >= *next) else { return };
-        self.now = None;
+        self.forget();
         match self.now().and_then(|_| self.begin_anew()) {
             Ok(()) => {
                 self.down = None;
@@ -245,7 +297,7 @@ impl Port {
 
     /// When to look again, if nothing is told.
     pub(super) fn due(&self) -> Option<Instant> {
-        self.down.map(|(_, next)| next)
+        self.down.map(|(_, next)| next).into_iter().chain(self.prepares).min()
     }
 }
 

@@ -37,8 +37,8 @@ struct Acquaintance {
     /// The connection's number.
     era: u32,
     handshake: Handshake,
-    /// Packets that the peer has received over connections before this one.
-    received: u64,
+    /// What its end was connected as, once it is, and the packets that the peer has received over connections before this one.
+    connected: Option<(Box<Connection>, u64)>,
     /// Until it is ready.
     pair: Option<PacketPair>,
     /// Why the last datagram could not be sent.
@@ -80,6 +80,7 @@ impl Service {
     }
 
     fn run(&mut self) {
+        self.rehearse();
         loop {
             let now = Instant::now();
             for number in 0..self.ports.len() {
@@ -126,6 +127,19 @@ impl Service {
         }
     }
 
+    /// Makes for each port what a connection needs of it, and says a word to itself, which nobody takes notice of: what is done for
+    /// the first time takes several times as long, and should not be a peer's first message.
+    fn rehearse(&mut self) {
+        let way = Way { from: self.rank, to: self.rank, era: 0 };
+        let bytes = words::write(&self.secret, way, &Word::Hello);
+        for port in 0..self.ports.len() {
+            // What is missing is made, and what is wrong told, when a peer is to be spoken to.
+            let _ = self.ports[port].packets.prepare();
+            let own = self.ports[port].own_route(port);
+            let _ = self.ports[port].send(&own, &bytes);
+        }
+    }
+
     /// Until there is something to do.
     fn sleep(&self) {
         let said_again = self.unsettled.iter().filter_map(|peer| self.peers.get(peer)?.handshake.due());
@@ -160,6 +174,10 @@ impl Service {
             self.wanted.insert(peer, received);
             return;
         }
+        // The peer makes its end meanwhile. For another connection its rank has to take the old one down first.
+        if era == 0 {
+            _ = self.send(peer, era, &Word::Hello);
+        }
         match self.make_end(peer, era, received.unwrap_or(0)) {
             Ok((end, pair)) => {
                 let (handshake, todo) = Handshake::ask(self.rank, peer, end, now);
@@ -167,7 +185,7 @@ impl Service {
             }
             Err(why) => {
                 let (handshake, todo) = Handshake::refuse(self.rank, peer, why, now);
-                self.meet(peer, era, handshake, None, Todo { say: None, ..todo });
+                self.meet(peer, era, handshake, None, todo);
             }
         }
     }
@@ -225,6 +243,16 @@ impl Service {
                     self.meet(from, 0, handshake, None, todo);
                 }
             },
+            (None, Word::Hello) if era == 0 => match self.make_end(from, 0, 0) {
+                Ok((end, pair)) => {
+                    let handshake = Handshake::expect(self.rank, from, end, now);
+                    self.meet(from, 0, handshake, Some(pair), Todo::default());
+                }
+                Err(why) => {
+                    let (handshake, todo) = Handshake::refuse(self.rank, from, why, now);
+                    self.meet(from, 0, handshake, None, todo);
+                }
+            },
             // Of a connection that is over.
             _ => {}
         }
@@ -245,7 +273,7 @@ impl Service {
     }
 
     fn meet(&mut self, peer: u32, era: u32, handshake: Handshake, pair: Option<PacketPair>, todo: Todo) {
-        self.peers.insert(peer, Acquaintance { era, handshake, received: 0, pair, trouble: None });
+        self.peers.insert(peer, Acquaintance { era, handshake, connected: None, pair, trouble: None });
         self.act(peer, todo);
     }
 
@@ -268,6 +296,7 @@ impl Service {
         let number = port.endpoint.nic.port.port;
         let pair = if era == 0 { port.packets.pair(number) } else { port.packets.pair_again(number) };
         let pair = pair.map_err(named)?;
+        port.prepare_later();
         let limits = port.endpoint.limits;
         let end = End {
             qp_number: pair.number(),
@@ -288,6 +317,14 @@ impl Service {
         {
             todo = acquaintance.handshake.give_up(why);
         }
+        // A message may wait for it.
+        if todo.is_ready
+            && let Some(acquaintance) = self.peers.get_mut(&peer)
+            && let (Some(pair), Some((asked, received))) =
+                (acquaintance.pair.take(), acquaintance.connected.take())
+        {
+            self.desk.tell(News::Ready { peer, pair, received, asked });
+        }
         if let Some(word) = &todo.say
             && let Some(acquaintance) = self.peers.get(&peer)
         {
@@ -301,10 +338,6 @@ impl Service {
                 None => why,
             };
             self.desk.tell(News::Failed { peer, why });
-        } else if todo.is_ready
-            && let Some(pair) = acquaintance.pair.take()
-        {
-            self.desk.tell(News::Ready { peer, pair, received: acquaintance.received });
         }
         if acquaintance.handshake.due().is_some() {
             self.unsettled.insert(peer);
@@ -338,18 +371,23 @@ impl Service {
         let named = |error| {
             format!("no connection from {} to {}: {}", port.endpoint.nic.port, route.gid, chain(&error))
         };
-        pair.connect(&connection).map(drop).map_err(named)?;
+        pair.connect(&connection).map_err(named)?;
         if let Some(acquaintance) = self.peers.get_mut(&peer) {
-            acquaintance.received = theirs.received;
+            acquaintance.connected = Some((Box::new(connection), theirs.received));
         }
         Ok(())
     }
 
     fn say(&mut self, peer: u32, era: u32, word: &Word) {
+        let trouble = self.send(peer, era, word).err();
+        if let Some(acquaintance) = self.peers.get_mut(&peer) {
+            acquaintance.trouble = trouble;
+        }
+    }
+
+    fn send(&mut self, peer: u32, era: u32, word: &Word) -> Result<(), String> {
         let bytes = words::write(&self.secret, Way { from: self.rank, to: peer, era }, word);
-        let Some(Some(route)) = self.routes.get(peer as usize) else { return };
-        let port = &mut self.ports[route.port];
-        let Some(acquaintance) = self.peers.get_mut(&peer) else { return };
-        acquaintance.trouble = port.send(route, &bytes).err();
+        let Some(Some(route)) = self.routes.get(peer as usize) else { return Ok(()) };
+        self.ports[route.port].send(route, &bytes)
     }
 }

@@ -7,7 +7,7 @@ use roce_bootstrap::Secret;
 
 use super::handshake::{End, Word};
 
-const MAGIC: &[u8; 8] = b"roce-rc2";
+const MAGIC: &[u8; 8] = b"roce-rc3";
 /// Bytes before the reason of a refusal.
 const FIXED: usize = 48;
 const PROOF: usize = 32;
@@ -33,6 +33,7 @@ pub(super) fn write(secret: &Secret, way: Way, word: &Word) -> Vec<u8> {
         Word::Acknowledgement => (3, none, ""),
         Word::Refusal(reason) => (4, none, reason.as_str()),
         Word::Later => (5, none, ""),
+        Word::Hello => (6, none, ""),
     };
     let mut bytes = MAGIC.to_vec();
     for number in [way.from, way.to, way.era, kind, end.qp_number, end.psn, end.mtu] {
@@ -70,6 +71,7 @@ pub(super) fn read(secret: &Secret, bytes: &[u8]) -> Option<(Way, Word)> {
         3 => Word::Acknowledgement,
         4 => Word::Refusal(String::from_utf8_lossy(&said[FIXED..]).into_owned()),
         5 => Word::Later,
+        6 => Word::Hello,
         _ => return None,
     };
     Some((Way { from: number(0), to: number(1), era: number(2) }, word))
@@ -91,7 +93,7 @@ mod tests {
             received: 0x12_3456_789a,
         };
         let refusal = Word::Refusal("ibv_create_qp failed on rxe0: no memory".to_owned());
-        vec![Word::Request(end), Word::Reply(end), Word::Acknowledgement, refusal, Word::Later]
+        vec![Word::Request(end), Word::Reply(end), Word::Acknowledgement, refusal, Word::Later, Word::Hello]
     }
 
     #[test]
@@ -109,7 +111,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_another_wrote_or_someone_changed_is_nobodys(which in 0usize..5, place: usize, change in 1u8..) {
+        fn what_another_wrote_or_someone_changed_is_nobodys(which in 0usize..6, place: usize, change in 1u8..) {
             let (secret, way) = (Secret::new([3; 32]), Way { from: 5, to: 6, era: 0 });
             let mut bytes = write(&secret, way, &words()[which]);
             prop_assert_eq!(read(&Secret::new([4; 32]), &bytes), None);
