@@ -562,15 +562,16 @@ impl PacketQueue {
             self.learn();
         }
         let Some(slots) = self.slots.get(number as usize) else { return Ok(true) };
-        let was_taken = if entry.status == ffi::ibv_wc_status::IBV_WC_SUCCESS {
+        let told = if entry.status == ffi::ibv_wc_status::IBV_WC_SUCCESS {
             let length = (entry.byte_len as usize).min(self.packets.room.packet);
             // SAFETY: the slot has so many initialised bytes (its pages began as zeros). Its receive has completed, so the device writes
             // there no more until it is posted again, below, when the borrow has ended.
             let bytes = unsafe { std::slice::from_raw_parts(self.packets.start(slots, place), length) };
-            tell(entry.qp_num, Told::Packet(bytes))
+            Told::Packet(bytes)
         } else {
-            tell(entry.qp_num, Told::Failed(self.failed(entry, Operation::Receive)))
+            Told::Failed(self.failed(entry, Operation::Receive))
         };
+        let was_taken = tell(entry.qp_num, told);
         if was_taken {
             self.packets.post(slots, number, place)?;
         }
