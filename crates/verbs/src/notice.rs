@@ -83,10 +83,15 @@ impl Context {
     /// # Errors
     /// [`Error::Call`].
     pub fn events(&self) -> Result<BorrowedFd<'_>> {
+        never_wait(self.descriptor(), "setting O_NONBLOCK on a device's events", self.device())?;
+        Ok(self.descriptor())
+    }
+
+    /// The same once [`events`](Self::events) has been called.
+    #[must_use]
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
         // SAFETY: the context is open, and so is its descriptor, until it is closed; the borrow ends before.
-        let descriptor = unsafe { BorrowedFd::borrow_raw((*self.raw()).async_fd) };
-        never_wait(descriptor, "setting O_NONBLOCK on a device's events", self.device())?;
-        Ok(descriptor)
+        unsafe { BorrowedFd::borrow_raw((*self.raw()).async_fd) }
     }
 
     /// The next thing that happened to the device, if there is one now and [`events`](Self::events) was called before.

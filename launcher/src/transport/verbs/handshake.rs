@@ -428,8 +428,11 @@ mod tests {
     }
 
     #[test]
-    fn who_has_heard_a_hello_asks_itself_when_no_request_comes() {
+    fn who_has_heard_a_hello_answers_the_request_and_asks_itself_when_none_comes() {
         let now = Instant::now();
+        let todo = Handshake::expect(0, 1, end(0), now).hear(&Word::Request(end(1)), now);
+        assert_eq!((todo.connect, todo.say), (Some(end(1)), Some(Word::Reply(end(0)))));
+
         let mut expecting = Handshake::expect(1, 0, end(1), now);
         assert_eq!(expecting.hear(&Word::Hello, now), Todo::default());
         assert_eq!(expecting.tick(now), Todo::default());

@@ -82,7 +82,7 @@ impl Port {
         let datagrams = Datagrams::create(&endpoint.domain, [&sent, &received], depth, number, key)?;
         let free = buffers(endpoint, &datagrams)?;
         let (endpoint, packets) = (Arc::clone(endpoint), Arc::clone(packets));
-        let _ = context_events(&endpoint)?;
+        let _ = endpoint.domain.context().events()?;
         // What has happened to it since is told.
         let (now, down) = (Some(Ok(endpoint.opened)), None);
         Ok(Self {
@@ -112,7 +112,7 @@ impl Port {
 
     /// What to wait for: datagrams, and the device's events.
     pub(super) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.received.descriptor().into_iter().chain(context_events(&self.endpoint))
+        self.received.descriptor().into_iter().chain([self.endpoint.domain.context().descriptor()])
     }
 
     /// What the port is like.
@@ -124,9 +124,13 @@ impl Port {
         self.now.get_or_insert_with(|| endpoint.now().map_err(|error| chain(&error))).clone()
     }
 
-    /// How this port's own datagrams would come to it.
-    pub(super) fn own_route(&self, port: usize) -> Route {
-        Route { port, gid: self.endpoint.nic.gid, number: self.number(), key: self.datagrams.key() }
+    /// Makes the next connection's slots, and sends a datagram to itself. What is missing then is made, and what is wrong told, when a peer
+    /// is to be spoken to.
+    pub(super) fn rehearse(&mut self, port: usize, bytes: &[u8]) {
+        let _ = self.packets.prepare();
+        let (gid, number, key) = (self.endpoint.nic.gid, self.number(), self.datagrams.key());
+        let _ = self.send(&Route { port, gid, number, key }, bytes);
+        self.address = None;
     }
 
     /// The next connection's slots were taken. To make them anew has time until this one stands.
@@ -194,11 +198,21 @@ impl Port {
         })
     }
 
-    /// The datagrams that have come since; asks to be told of the next.
-    pub(super) fn hear(&mut self) -> Vec<Vec<u8>> {
-        let mut heard = Vec::new();
+    /// The datagrams that have come since. Asks to be told of the next where there is none, or where it `must`: to ask is a call of the kernel.
+    pub(super) fn hear(&mut self, must: bool) -> Vec<Vec<u8>> {
+        if !must {
+            let heard = self.take_received();
+            if !heard.is_empty() {
+                return heard;
+            }
+        }
         // What comes after this is told.
         let _ = self.received.arm();
+        self.take_received()
+    }
+
+    fn take_received(&mut self) -> Vec<Vec<u8>> {
+        let mut heard = Vec::new();
         while let Ok(Some(completion)) = self.received.poll() {
             match completion.result {
                 Err(error) => self.fail(error.to_string()),
@@ -307,8 +321,4 @@ fn buffers(endpoint: &Endpoint, datagrams: &Datagrams) -> roce_verbs::Result<Vec
         datagrams.post_receive(Buffer::register(&endpoint.domain, DATAGRAM_OFFSET + words::MOST)?)?;
     }
     (0..SENDS).map(|_| Buffer::register(&endpoint.domain, words::MOST)).collect()
-}
-
-fn context_events(endpoint: &Endpoint) -> roce_verbs::Result<BorrowedFd<'_>> {
-    endpoint.domain.context().events()
 }

@@ -21,6 +21,9 @@ use super::words::{self, Way};
 use crate::connect::{MOST_READS, PSN_MASK, random_psn};
 use crate::error::chain;
 
+/// How often datagrams are looked for again before something else has its turn.
+const TURNS: u32 = 8;
+
 /// How a peer is reached.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Route {
@@ -83,10 +86,8 @@ impl Service {
         self.rehearse();
         loop {
             let now = Instant::now();
+            self.hear_all(now);
             for number in 0..self.ports.len() {
-                for datagram in self.ports[number].hear() {
-                    self.hear(&datagram, now);
-                }
                 let happened = self.ports[number].look(now);
                 for (pair, why) in happened.failed {
                     let why = format!("its queue pair failed ({why})");
@@ -132,11 +133,8 @@ impl Service {
     fn rehearse(&mut self) {
         let way = Way { from: self.rank, to: self.rank, era: 0 };
         let bytes = words::write(&self.secret, way, &Word::Hello);
-        for port in 0..self.ports.len() {
-            // What is missing is made, and what is wrong told, when a peer is to be spoken to.
-            let _ = self.ports[port].packets.prepare();
-            let own = self.ports[port].own_route(port);
-            let _ = self.ports[port].send(&own, &bytes);
+        for (number, port) in self.ports.iter_mut().enumerate() {
+            port.rehearse(number, &bytes);
         }
     }
 
@@ -155,6 +153,22 @@ impl Service {
         let mut all: Vec<PollFd> = std::iter::once(bell).chain(of_ports).collect();
         // An error here is an interruption, or too little memory: looking again is right.
         let _ = poll(&mut all, timeout);
+    }
+
+    /// Until none comes, for the next one is often here when one has been answered; but something else may be due too.
+    fn hear_all(&mut self, now: Instant) {
+        for turn in 0..=TURNS {
+            let mut any = false;
+            for number in 0..self.ports.len() {
+                for datagram in self.ports[number].hear(turn == TURNS) {
+                    any = true;
+                    self.hear(&datagram, now);
+                }
+            }
+            if !any {
+                return;
+            }
+        }
     }
 
     /// The rank wants a connection, the first or the next.
