@@ -19,6 +19,7 @@
 //!  |   +- PacketQueue     a completion queue, a shared receive queue and packet buffers, for any number of
 //!  |   |   +- PacketPair  connections, which other threads may make
 //!  |   +- Registration    memory of the program's, for RDMA reads
+//!  |   +- RegistrationCache  keeps registrations for the next use of the same memory
 //!  +- CompletionQueue <-+ owns the buffer of every operation that is not reaped yet
 //! ```
 //! Every handle owns its parents, so they can be dropped in any order. Dropping never panics and
@@ -46,6 +47,7 @@ mod completion_queue;
 mod connection;
 mod context;
 mod datagram;
+mod entries;
 mod error;
 mod gid_table;
 mod library;
@@ -57,6 +59,9 @@ mod pair;
 mod queue_pair;
 mod readback;
 mod registration;
+mod registration_cache;
+mod userfault;
+mod watcher;
 
 pub use completion::{Completion, CompletionError, Operation, WorkId};
 pub use completion_queue::CompletionQueue;
@@ -73,6 +78,7 @@ pub use packets::{PacketPair, PacketQueue, PacketRoom, PacketSlot, Packets, Poll
 pub use queue_pair::{Depth, QueuePair, Rejected};
 pub use readback::Readback;
 pub use registration::{Access, Registration};
+pub use registration_cache::{Held, Keep, RegistrationCache};
 
 /// Where the kernel lists RDMA devices.
 pub const INFINIBAND: &str = "/sys/class/infiniband";
