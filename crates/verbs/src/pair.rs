@@ -9,8 +9,8 @@ use rdma_mummy_sys::ibv_qp_attr_mask as Mask;
 use crate::connection::{self, Connection, Step};
 use crate::context::ProtectionDomain;
 use crate::error::{Error, Result};
-use crate::registration_cache::with_room;
 use crate::readback::{self, Readback};
+use crate::registration_cache::with_room;
 
 /// A queue pair; its completion queues and its shared receive queue are kept by whoever keeps this.
 #[derive(Debug)]
@@ -34,10 +34,7 @@ pub(crate) fn blank() -> ffi::ibv_qp_init_attr {
 
 impl Pair {
     /// In state RESET. `attributes` name queues that exist, and that the caller keeps as long as this.
-    pub(crate) fn create(
-        domain: &Arc<ProtectionDomain>,
-        attributes: ffi::ibv_qp_init_attr,
-    ) -> Result<Self> {
+    pub(crate) fn create(domain: &Arc<ProtectionDomain>, attributes: ffi::ibv_qp_init_attr) -> Result<Self> {
         let raw = with_room(|| {
             let mut attributes = attributes;
             // SAFETY: the domain is kept by `self`, the queues by the caller; `attributes` lives during the call.

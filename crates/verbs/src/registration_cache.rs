@@ -116,7 +116,10 @@ impl RegistrationCache {
             if let Some((number, registration)) = found {
                 return Ok(self.held(registration, Some(number), start));
             }
-            if is_certain && length > 0 && self.shared.make_room(watcher, pages.len()) && watcher.watch(&pages)
+            if is_certain
+                && length > 0
+                && self.shared.make_room(watcher, pages.len())
+                && watcher.watch(&pages)
             {
                 let first = start.wrapping_sub(start.addr() - pages.start);
                 // SAFETY: the first and the last page are mapped as the memory is, for they hold some of it; no operation touches more

@@ -238,11 +238,7 @@ impl Userfault {
         loop {
             // SAFETY: the array lives during the call, which writes whole messages to it, of which each value is one.
             let bytes = unsafe {
-                libc::read(
-                    self.file.as_raw_fd(),
-                    messages.as_mut_ptr().cast(),
-                    size_of::<[Message; BATCH]>(),
-                )
+                libc::read(self.file.as_raw_fd(), messages.as_mut_ptr().cast(), size_of::<[Message; BATCH]>())
             };
             let Some(bytes) = usize::try_from(bytes).ok().filter(|bytes| *bytes > 0) else { return any };
             any = true;
@@ -269,8 +265,7 @@ impl Userfault {
         // SAFETY: the page is this function's own, and is unmapped at its end. It has something in it, which a guard takes away.
         unsafe {
             std::ptr::with_exposed_provenance_mut::<u8>(start).write_volatile(1);
-            let code =
-                libc::madvise(std::ptr::with_exposed_provenance_mut(start), self.page, GUARD_INSTALL);
+            let code = libc::madvise(std::ptr::with_exposed_provenance_mut(start), self.page, GUARD_INSTALL);
             let has_guards = code == 0 || io::Error::last_os_error().raw_os_error() != Some(libc::EINVAL);
             self.unregister(&(start..start + self.page));
             libc::munmap(std::ptr::with_exposed_provenance_mut(start), self.page);
@@ -288,14 +283,7 @@ fn map(length: usize) -> io::Result<usize> {
     let protection = libc::PROT_READ | libc::PROT_WRITE;
     // SAFETY: new memory where the kernel likes.
     let start = unsafe {
-        libc::mmap(
-            std::ptr::null_mut(),
-            length,
-            protection,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-            -1,
-            0,
-        )
+        libc::mmap(std::ptr::null_mut(), length, protection, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0)
     };
     if start == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(start.expose_provenance()) }
 }
@@ -453,9 +441,7 @@ pub(crate) mod tests {
         assert!(!userfault.can_watch(&page_of(shared.addr())), "shared");
         // SAFETY: the test's own memory.
         assert_eq!(
-            unsafe {
-                libc::mprotect(std::ptr::with_exposed_provenance_mut(memory.0), PAGE, libc::PROT_READ)
-            },
+            unsafe { libc::mprotect(std::ptr::with_exposed_provenance_mut(memory.0), PAGE, libc::PROT_READ) },
             0
         );
         assert!(!userfault.can_watch(&page_of(memory.0)), "read-only");

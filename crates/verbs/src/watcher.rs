@@ -174,9 +174,7 @@ fn without(range: &Range<usize>, others: impl Iterator<Item = Range<usize>>) -> 
     for other in others {
         parts = parts
             .into_iter()
-            .flat_map(|part| {
-                [part.start..part.end.min(other.start), part.start.max(other.end)..part.end]
-            })
+            .flat_map(|part| [part.start..part.end.min(other.start), part.start.max(other.end)..part.end])
             .filter(|part| !part.is_empty())
             .collect();
     }
