@@ -168,6 +168,9 @@ pub(crate) fn kept(job: &Job) {
     let (rank, size) = (world.rank(), world.size());
     let partner = (rank + size / 2) % size;
     let (mut mine, mut theirs) = (Memory::new(), Memory::new());
+    // What is offered before there is a connection comes in pieces.
+    job.connect_all().unwrap();
+    world.barrier().unwrap();
     for round in 0..100 {
         mine.fill(rank, round);
         world.send_receive(partner, 1, mine.bytes(), partner, 1, theirs.bytes()).unwrap();
