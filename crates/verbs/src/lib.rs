@@ -33,14 +33,16 @@
 //!   copied in and out with volatile accesses;
 //! - a [`PacketQueue`] shows a packet only between its completion and its being posted again;
 //! - a [`Registration`] is of memory that its maker promises to keep and leave alone (`unsafe`), until it is dropped;
+//! - what a [`RegistrationCache`] keeps is of memory that is the program's again: no operation names it, and it is found again only
+//!   where the kernel has told of nothing that became of that memory (userfaultfd);
 //! - memory is freed after `ibv_dereg_mr`, and the buffers of a queue pair after `ibv_destroy_qp`. Where
 //!   one of these fails, the memory is leaked rather than freed under the device.
 //!
 //! # fork
-//! `ibv_fork_init(3)` is called once, before the first device is opened, and registered memory always
+//! `ibv_fork_init(3)` is called once, before the first device is opened, and the memory of buffers and windows always
 //! fills whole pages of its own, so a child made with `fork` (as `system` and `popen` do) cannot break the
-//! parent's registrations. Kernels from 5.12 copy pinned pages at fork and need nothing more. The child
-//! itself must not use any handle.
+//! parent's registrations. Kernels from 5.12 copy pinned pages at fork and need nothing more; only there registrations of a
+//! program's own memory are kept. The child itself must not use any handle.
 
 mod completion;
 mod completion_queue;

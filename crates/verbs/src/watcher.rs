@@ -241,7 +241,7 @@ mod tests {
             let mut seen = watcher.count();
             std::thread::scope(|scope| {
                 scope.spawn(|| Memory::unmap(memory.0, memory.1));
-                while !is_mapped_anew(&memory) {}
+                while !memory.map_if_free() {}
                 let mut changes = Vec::new();
                 let is_quiet = watcher.look(&mut seen, &mut changes);
                 assert!(concern(&changes, &memory.pages()) || !is_quiet, "{turn}");
@@ -249,23 +249,6 @@ mod tests {
             watcher.unwatch(&memory.pages(), &look(watcher, &mut seen));
             Memory::unmap(memory.0, memory.1);
         }
-    }
-
-    /// Whether there was nothing, and now is something.
-    fn is_mapped_anew(memory: &Memory) -> bool {
-        #[expect(unsafe_code, reason = "calls mmap(2)")]
-        // SAFETY: it takes no place that is taken.
-        let start = unsafe {
-            libc::mmap(
-                std::ptr::with_exposed_provenance_mut(memory.0),
-                memory.1,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE,
-                -1,
-                0,
-            )
-        };
-        start.addr() == memory.0
     }
 
     #[test]
@@ -321,9 +304,18 @@ mod tests {
     }
 
     #[test]
-    fn guards_are_told_or_known_not_to_be() {
+    fn guard_regions_are_heard_or_known_not_to_be() {
+        const GUARD_INSTALL: libc::c_int = 102;
+        const GUARD_REMOVE: libc::c_int = 103;
         let Some(watcher) = watcher() else { return };
-        println!("guard regions are told, or not there: {}", watcher.hears_guards());
+        let memory = Memory::new(1);
+        assert!(watcher.watch(&memory.pages()));
+        let mut seen = watcher.count();
+        let has_guards = Memory::advise(memory.0, PAGE, GUARD_INSTALL) == 0;
+        Memory::advise(memory.0, PAGE, GUARD_REMOVE);
+        let changes = look(watcher, &mut seen);
+        assert_eq!(watcher.hears_guards(), !has_guards || concern(&changes, &memory.pages()), "{has_guards}");
+        watcher.unwatch(&memory.pages(), &[]);
     }
 
     proptest! {

@@ -2,10 +2,12 @@
 //! go on with the old pages.
 #![expect(unsafe_code, reason = "maps memory where it was before")]
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use roce_launcher::{Communicator, Job};
 
 const PAGE: usize = 4096;
-const PAGES: usize = 64;
+const PAGES: usize = 40;
 /// Messages begin and end within pages.
 const BEGIN: usize = 100;
 const LENGTH: usize = PAGES * PAGE - 2 * BEGIN;
@@ -16,21 +18,22 @@ struct Memory {
 }
 
 impl Memory {
+    /// Far from where the kernel maps what may be anywhere: a place that is left for a moment is not another thread's then.
     fn new() -> Self {
-        let mut memory = Self { start: std::ptr::null_mut() };
-        memory.start = memory.map(0, PAGES, 0);
+        static NEXT: AtomicUsize = AtomicUsize::new(0x20_0000_0000);
+        let at = NEXT.fetch_add(1 << 30, Ordering::Relaxed);
+        let memory = Self { start: std::ptr::with_exposed_provenance_mut(at) };
+        memory.map(0, PAGES, libc::MAP_FIXED_NOREPLACE);
         memory
     }
 
-    /// Maps pages: where they were, or anywhere the first time.
-    fn map(&self, from: usize, pages: usize, flags: libc::c_int) -> *mut u8 {
+    fn map(&self, from: usize, pages: usize, flags: libc::c_int) {
         let flags = flags | libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
         let protection = libc::PROT_READ | libc::PROT_WRITE;
-        let at = self.start.wrapping_add(from * PAGE).cast();
+        let at: *mut libc::c_void = self.start.wrapping_add(from * PAGE).cast();
         // SAFETY: new memory, or instead of this memory's own, to which there is no reference now.
         let start = unsafe { libc::mmap(at, pages * PAGE, protection, flags, -1, 0) };
-        assert_ne!(start, libc::MAP_FAILED);
-        start.cast()
+        assert_eq!(start, at);
     }
 
     fn unmap(&self, from: usize, pages: usize) {
@@ -68,7 +71,7 @@ impl Memory {
 
     /// Does to it what programs do between messages.
     fn change(&mut self, round: usize) -> &'static str {
-        match round % 10 {
+        match round % 11 {
             0 => "nothing",
             1 => {
                 self.unmap(0, PAGES);
@@ -130,6 +133,14 @@ impl Memory {
                 }
                 "a fork"
             }
+            9 => {
+                for protection in [libc::PROT_NONE, libc::PROT_READ, libc::PROT_READ | libc::PROT_WRITE] {
+                    // SAFETY: this memory's own, to which there is no reference now.
+                    let code = unsafe { libc::mprotect(self.start.cast(), PAGES * PAGE, protection) };
+                    assert_eq!(code, 0);
+                }
+                "mprotect"
+            }
             _ => {
                 self.advise(0, PAGES, libc::MADV_FREE);
                 "MADV_FREE"
@@ -150,8 +161,8 @@ pub(crate) fn changed(world: &Communicator) {
     // Pages that were never written to are one of the kernel's, which must not be taken for the program's.
     world.send_receive(partner, 1, mine.bytes(), partner, 1, theirs.bytes()).unwrap();
     assert!(theirs.bytes().iter().all(|byte| *byte == 0));
-    for round in 0..100 {
-        let what = [mine.change(round), theirs.change(round / 10)].join(", ");
+    for round in 0..121 {
+        let what = [mine.change(round), theirs.change(round / 11)].join(", ");
         if round % 7 == 0 {
             // As little as possible is there when it is registered.
             world.send_receive(partner, 2, mine.bytes(), partner, 2, theirs.bytes()).unwrap();
