@@ -116,21 +116,20 @@ impl RegistrationCache {
             if let Some((number, registration)) = found {
                 return Ok(self.held(registration, Some(number), start));
             }
-            if is_certain
-                && length > 0
-                && self.shared.make_room(watcher, pages.len())
-                && watcher.watch(&pages)
-            {
-                let first = start.wrapping_sub(start.addr() - pages.start);
-                let domain = &self.shared.domain;
-                // SAFETY: the first and the last page are mapped as the memory is, for they hold some of it; no operation touches more
-                // than that. What the caller promises holds until the registration is given back. After that no operation of this rank
-                // names it, and when the memory is unmapped the device still has its pages, which are nobody's then.
-                let registration = unsafe { Registration::new(domain, first, pages.len(), access) };
-                if let Ok(registration) = registration {
-                    self.shared.made.fetch_add(1, Ordering::Relaxed);
-                    let number = lock(&self.shared.state).entries.add(pages, access);
-                    return Ok(self.held(registration, Some(number), start));
+            // Room is made for what can be kept only.
+            if is_certain && length > 0 && watcher.watch(&pages) {
+                if self.shared.make_room(watcher, pages.len()) {
+                    let first = start.wrapping_sub(start.addr() - pages.start);
+                    let domain = &self.shared.domain;
+                    // SAFETY: the first and the last page are mapped as the memory is, for they hold some of it; no operation touches
+                    // more than that. What the caller promises holds until the registration is given back. After that no operation of
+                    // this rank names it, and when the memory is unmapped the device still has its pages, which are nobody's then.
+                    let registration = unsafe { Registration::new(domain, first, pages.len(), access) };
+                    if let Ok(registration) = registration {
+                        self.shared.made.fetch_add(1, Ordering::Relaxed);
+                        let number = lock(&self.shared.state).entries.add(pages, access);
+                        return Ok(self.held(registration, Some(number), start));
+                    }
                 }
                 watcher.unwatch(&pages, &[]);
             }
