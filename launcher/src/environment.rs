@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use roce_types::{CpuSet, DevicePort, Dscp, Gid, Priority, TrafficClass};
+use roce_verbs::Keep;
 
 use crate::assignment::{Assignment, Nic, Source};
 use crate::error::{Error, Result};
@@ -22,6 +23,7 @@ const CPUS: &str = "ROCE_CPUS";
 const NUMA_NODES: &str = "ROCE_NUMA_NODES";
 const BOOTSTRAP_PORTS: &str = "ROCE_BOOTSTRAP_PORTS";
 const TRANSPORTS: &str = "ROCE_TRANSPORTS";
+const REGISTRATION_CACHE: &str = "ROCE_REGISTRATION_CACHE";
 
 /// Stands in a list for what is not known.
 const UNKNOWN: &str = "-";
@@ -114,6 +116,16 @@ pub(crate) fn transports(variable: impl Fn(&str) -> Option<String>) -> Result<Wa
         }
     }
     Ok(wanted)
+}
+
+/// Whether registrations of memory are kept for the next use; where that is safe if nobody says.
+pub(crate) fn registration_cache(variable: impl Fn(&str) -> Option<String>) -> Result<Keep> {
+    match variable(REGISTRATION_CACHE).as_deref() {
+        None => Ok(Keep::WhereSafe),
+        Some("on") => Ok(Keep::Always),
+        Some("off") => Ok(Keep::Never),
+        Some(value) => Err(wrong(REGISTRATION_CACHE, value, "neither on nor off")),
+    }
 }
 
 fn list<T>(
@@ -275,6 +287,21 @@ mod tests {
             let error = read(Some(value)).unwrap_err().to_string();
             let expected = format!("ROCE_TRANSPORTS={value:?}: there is no transport {name:?}");
             assert!(error.starts_with(&expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn registrations_are_kept_where_that_is_safe_unless_somebody_says_otherwise() {
+        let read = |value: Option<&str>| registration_cache(|_| value.map(str::to_owned));
+        assert_eq!(read(None).unwrap(), Keep::WhereSafe);
+        assert_eq!(read(Some("on")).unwrap(), Keep::Always);
+        assert_eq!(read(Some("off")).unwrap(), Keep::Never);
+        for value in ["", "no", "ON"] {
+            let error = read(Some(value)).unwrap_err().to_string();
+            assert!(
+                error.starts_with(&format!("ROCE_REGISTRATION_CACHE={value:?}: neither on nor off")),
+                "{error}"
+            );
         }
     }
 

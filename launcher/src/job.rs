@@ -78,7 +78,9 @@ impl Job {
         let opened = open_assigned(identity.node_name()).and_then(|(nics, mut card)| {
             let wanted = environment::transports(variable)?;
             let ports = (options.ports != Options::default().ports).then_some(&options.ports);
-            let usable = nics.assignment.as_ref().map(|assignment| (&nics.endpoints[..], assignment.class()));
+            let keep = environment::registration_cache(variable)?;
+            let usable =
+                nics.assignment.as_ref().map(|assignment| (&nics.endpoints[..], assignment.class(), keep));
             let prepared = Prepared::new(&exchange, wanted, ports, usable).map_err(refused)?;
             card.transports = prepared.cards();
             card.algorithms = variable(ALGORITHMS).unwrap_or_default();
@@ -141,6 +143,13 @@ impl Job {
     #[must_use]
     pub fn queue_pairs(&self) -> usize {
         self.world.with_engine(|engine| engine.queue_pairs())
+    }
+
+    /// How often memory was registered for long messages over verbs. Memory that is used again counts once, where registrations are kept
+    /// (`ROCE_REGISTRATION_CACHE`).
+    #[must_use]
+    pub fn registrations(&self) -> u64 {
+        self.world.with_engine(|engine| engine.registrations())
     }
 
     /// Connects to every rank that messages go to over verbs, so that no first message has to wait for that. Other ranks need not call

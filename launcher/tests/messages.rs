@@ -1,6 +1,8 @@
 //! Messages between real processes, over every transport there is here, against a model.
 
 mod common;
+#[path = "messages/memory.rs"]
+mod memory;
 
 use std::time::Duration;
 
@@ -22,6 +24,9 @@ fn rank() {
         "groups" => groups(&world),
         "mistakes" => mistakes(&world),
         "connections" => connections(&mut job),
+        "memory" => memory::changed(&world),
+        "kept" => memory::kept(&job),
+        "crowded" => memory::crowded(&world),
         "death" => return death(&job),
         other => panic!("no task {other}"),
     }
@@ -348,6 +353,13 @@ fn mistakes_are_errors_with_names() {
 #[test]
 fn without_nics_there_are_no_queue_pairs() {
     common::run(&[2, 1], "connections");
+}
+
+#[test]
+fn memory_that_is_mapped_anew_between_messages_is_what_is_there_now() {
+    common::run(&[2], "memory");
+    common::run(&[1, 1], "memory");
+    common::run_with(&[1, 1], "kept", &[("ROCE_TEST_REGISTRATIONS", "0")]);
 }
 
 #[test]

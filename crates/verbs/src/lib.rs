@@ -19,6 +19,7 @@
 //!  |   +- PacketQueue     a completion queue, a shared receive queue and packet buffers, for any number of
 //!  |   |   +- PacketPair  connections, which other threads may make
 //!  |   +- Registration    memory of the program's, for RDMA reads
+//!  |   +- RegistrationCache  keeps registrations for the next use of the same memory
 //!  +- CompletionQueue <-+ owns the buffer of every operation that is not reaped yet
 //! ```
 //! Every handle owns its parents, so they can be dropped in any order. Dropping never panics and
@@ -32,20 +33,23 @@
 //!   copied in and out with volatile accesses;
 //! - a [`PacketQueue`] shows a packet only between its completion and its being posted again;
 //! - a [`Registration`] is of memory that its maker promises to keep and leave alone (`unsafe`), until it is dropped;
+//! - what a [`RegistrationCache`] keeps is of memory that is the program's again: no operation names it, and it is found again only
+//!   where the kernel has told of nothing that became of that memory (userfaultfd);
 //! - memory is freed after `ibv_dereg_mr`, and the buffers of a queue pair after `ibv_destroy_qp`. Where
 //!   one of these fails, the memory is leaked rather than freed under the device.
 //!
 //! # fork
-//! `ibv_fork_init(3)` is called once, before the first device is opened, and registered memory always
+//! `ibv_fork_init(3)` is called once, before the first device is opened, and the memory of buffers and windows always
 //! fills whole pages of its own, so a child made with `fork` (as `system` and `popen` do) cannot break the
-//! parent's registrations. Kernels from 5.12 copy pinned pages at fork and need nothing more. The child
-//! itself must not use any handle.
+//! parent's registrations. Kernels from 5.12 copy pinned pages at fork and need nothing more; only there registrations of a
+//! program's own memory are kept. The child itself must not use any handle.
 
 mod completion;
 mod completion_queue;
 mod connection;
 mod context;
 mod datagram;
+mod entries;
 mod error;
 mod gid_table;
 mod library;
@@ -57,6 +61,9 @@ mod pair;
 mod queue_pair;
 mod readback;
 mod registration;
+mod registration_cache;
+mod userfault;
+mod watcher;
 
 pub use completion::{Completion, CompletionError, Operation, WorkId};
 pub use completion_queue::CompletionQueue;
@@ -73,6 +80,7 @@ pub use packets::{PacketPair, PacketQueue, PacketRoom, PacketSlot, Packets, Poll
 pub use queue_pair::{Depth, QueuePair, Rejected};
 pub use readback::Readback;
 pub use registration::{Access, Registration};
+pub use registration_cache::{Held, Keep, RegistrationCache};
 
 /// Where the kernel lists RDMA devices.
 pub const INFINIBAND: &str = "/sys/class/infiniband";

@@ -65,6 +65,29 @@ fn first_load() -> std::result::Result<ForkSafety, String> {
     })
 }
 
+/// Whether a `fork` changes nothing for memory that is registered, for the kernel copies pinned pages for the child. Else libibverbs takes
+/// registered memory from the child (MADV_DONTFORK), which must not be for long with memory of the program's.
+pub(crate) fn fork_is_the_kernels() -> bool {
+    /// `IBV_FORK_UNNEEDED`
+    const UNNEEDED: libc::c_int = 2;
+    if load().is_err() {
+        return false;
+    }
+    // SAFETY: as in `first_load`; it is loaded.
+    let handle = unsafe { libc::dlopen(c"libibverbs.so.1".as_ptr(), libc::RTLD_LAZY | libc::RTLD_LOCAL) };
+    if handle.is_null() {
+        return false;
+    }
+    // SAFETY: an open handle, and a NUL-terminated string. Not every version has it.
+    let symbol = unsafe { libc::dlsym(handle, c"ibv_is_fork_initialized".as_ptr()) };
+    if symbol.is_null() {
+        return false;
+    }
+    // SAFETY: `enum ibv_fork_status ibv_is_fork_initialized(void)`, since version 35 of rdma-core.
+    let ask = unsafe { std::mem::transmute::<*mut libc::c_void, extern "C" fn() -> libc::c_int>(symbol) };
+    ask() == UNNEEDED
+}
+
 /// The names of the devices that libibverbs can open, as under `/sys/class/infiniband`.
 ///
 /// # Errors

@@ -11,6 +11,7 @@ use rdma_mummy_sys as ffi;
 
 use crate::context::ProtectionDomain;
 use crate::error::{Error, Result};
+use crate::registration_cache::with_room;
 
 /// The longest registration: what one work request can name.
 const MAX_LENGTH: usize = u32::MAX as usize;
@@ -54,15 +55,16 @@ impl Region {
             return Err(Error::call("allocating registered memory", domain.device(), source));
         };
         let flags = i32::try_from(access.0).unwrap_or_default();
-        // SAFETY: `start` has `length` writable bytes, which are freed only after ibv_dereg_mr; the domain
-        // is kept by `self.domain`.
-        let registration = unsafe { ffi::ibv_reg_mr(domain.raw(), start.as_ptr().cast(), length, flags) };
-        if registration.is_null() {
-            let error = Error::last("ibv_reg_mr", domain.device());
+        let registration = with_room(|| {
+            // SAFETY: `start` has `length` writable bytes, which are freed only after ibv_dereg_mr; the domain
+            // is kept by `self.domain`.
+            let raw = unsafe { ffi::ibv_reg_mr(domain.raw(), start.as_ptr().cast(), length, flags) };
+            if raw.is_null() { Err(Error::last("ibv_reg_mr", domain.device())) } else { Ok(raw) }
+        });
+        let registration = registration.inspect_err(|_| {
             // SAFETY: allocated above with this layout; the device never learned of it.
             unsafe { dealloc(start.as_ptr(), layout) };
-            return Err(error);
-        }
+        })?;
         Ok(Self { start, layout, length, registration, domain: Arc::clone(domain) })
     }
 

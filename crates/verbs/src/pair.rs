@@ -10,6 +10,7 @@ use crate::connection::{self, Connection, Step};
 use crate::context::ProtectionDomain;
 use crate::error::{Error, Result};
 use crate::readback::{self, Readback};
+use crate::registration_cache::with_room;
 
 /// A queue pair; its completion queues and its shared receive queue are kept by whoever keeps this.
 #[derive(Debug)]
@@ -33,15 +34,13 @@ pub(crate) fn blank() -> ffi::ibv_qp_init_attr {
 
 impl Pair {
     /// In state RESET. `attributes` name queues that exist, and that the caller keeps as long as this.
-    pub(crate) fn create(
-        domain: &Arc<ProtectionDomain>,
-        mut attributes: ffi::ibv_qp_init_attr,
-    ) -> Result<Self> {
-        // SAFETY: the domain is kept by `self`, the queues by the caller; `attributes` lives during the call.
-        let raw = unsafe { ffi::ibv_create_qp(domain.raw(), &raw mut attributes) };
-        if raw.is_null() {
-            return Err(Error::last("ibv_create_qp", domain.device()));
-        }
+    pub(crate) fn create(domain: &Arc<ProtectionDomain>, attributes: ffi::ibv_qp_init_attr) -> Result<Self> {
+        let raw = with_room(|| {
+            let mut attributes = attributes;
+            // SAFETY: the domain is kept by `self`, the queues by the caller; `attributes` lives during the call.
+            let raw = unsafe { ffi::ibv_create_qp(domain.raw(), &raw mut attributes) };
+            if raw.is_null() { Err(Error::last("ibv_create_qp", domain.device())) } else { Ok(raw) }
+        })?;
         // SAFETY: `raw` is a valid queue pair, whose number does not change.
         let number = unsafe { (*raw).qp_num };
         Ok(Self { raw, number, domain: Arc::clone(domain) })

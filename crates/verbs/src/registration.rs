@@ -7,6 +7,7 @@ use rdma_mummy_sys as ffi;
 
 use crate::context::ProtectionDomain;
 use crate::error::{Error, Result};
+use crate::registration_cache::with_room;
 
 /// Who does what with registered memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -55,12 +56,12 @@ impl Registration {
             return Err(Error::Length { what: "registered memory", length, most: usize::MAX });
         }
         let flags = i32::try_from(flags.0).unwrap_or_default();
-        // SAFETY: the memory is mapped, and stays so until ibv_dereg_mr (the caller's promise); without a right to write, the device
-        // only reads it. The domain is kept by `self`.
-        let raw = unsafe { ffi::ibv_reg_mr(domain.raw(), start.cast_mut().cast(), length, flags) };
-        if raw.is_null() {
-            return Err(Error::last("ibv_reg_mr", domain.device()));
-        }
+        let raw = with_room(|| {
+            // SAFETY: the memory is mapped, and stays so until ibv_dereg_mr (the caller's promise); without a right to write, the device
+            // only reads it. The domain is kept by `self`.
+            let raw = unsafe { ffi::ibv_reg_mr(domain.raw(), start.cast_mut().cast(), length, flags) };
+            if raw.is_null() { Err(Error::last("ibv_reg_mr", domain.device())) } else { Ok(raw) }
+        })?;
         Ok(Self { raw, address: start.addr() as u64, length, domain: Arc::clone(domain) })
     }
 

@@ -42,6 +42,11 @@ impl Engine<Transports> {
         self.transport.queue_pairs()
     }
 
+    /// How often memory was registered for long messages over NICs.
+    pub(crate) fn registrations(&self) -> u64 {
+        self.transport.registrations()
+    }
+
     /// Begins to connect to a peer. Whether messages can go there now.
     pub(crate) fn open(&mut self, peer: u32) -> Result<bool, Failure> {
         if let Some(failure) = self.broken(peer) {
@@ -320,8 +325,8 @@ impl<T: Transport> Engine<T> {
 
     /// Ends offers that nobody needs any more.
     fn withdraw(&mut self) {
-        for operation in std::mem::take(&mut self.core.withdrawn) {
-            self.transport.withdraw(operation);
+        for (operation, is_done) in std::mem::take(&mut self.core.withdrawn) {
+            self.transport.withdraw(operation, is_done);
         }
     }
 

@@ -99,8 +99,8 @@ pub(crate) trait Transport {
         Place::plain(memory.address())
     }
 
-    /// Ends an operation's offer, if there is one.
-    fn withdraw(&mut self, _operation: u32) {}
+    /// Ends an operation's offer, if there is one. Where the peer is not done with it, it must not be able to read the memory from here on.
+    fn withdraw(&mut self, _operation: u32, _is_done: bool) {}
 
     /// Reads memory of a peer to the first `length` bytes of the operation's, all of it or nothing. What was started is told by
     /// [`take_fetched`](Self::take_fetched); until then, or until it is abandoned, nobody may touch the operation's memory.

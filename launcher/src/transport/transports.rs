@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use roce_bootstrap::Bootstrap;
+use roce_verbs::Keep;
 use serde::{Deserialize, Serialize};
 
 use crate::card::{Card, NicCard};
@@ -73,7 +74,7 @@ pub(crate) struct Transports {
 
 impl Prepared {
     /// For this rank of the exchange. `ports` are those where the site lets ranks listen, `nics` this rank's own, with the class of
-    /// what it sends.
+    /// what it sends, and whether registrations are kept.
     ///
     /// # Errors
     /// If the operating system gives no memory, or no port.
@@ -81,7 +82,7 @@ impl Prepared {
         exchange: &Bootstrap,
         wanted: Wanted,
         ports: Option<&RangeInclusive<u16>>,
-        nics: Option<(&[Arc<Endpoint>], Class)>,
+        nics: Option<(&[Arc<Endpoint>], Class, Keep)>,
     ) -> Result<Self, String> {
         let local_ranks: Vec<u32> = exchange.local_ranks().collect();
         let local_count = u32::try_from(local_ranks.len()).unwrap_or(u32::MAX);
@@ -92,7 +93,7 @@ impl Prepared {
         let others = exchange.size() - if shared.is_some() { local_count } else { 1 };
         let nics =
             nics.filter(|_| wanted.verbs && others > 0 && exchange.derive_secret(OVER_VERBS).is_some());
-        let verbs = nics.map(|(endpoints, class)| verbs::Opened::new(endpoints, class, others));
+        let verbs = nics.map(|(endpoints, class, keep)| verbs::Opened::new(endpoints, class, keep, others));
         // Messages go over TCP then, and say why.
         let (verbs, no_verbs) = match verbs.transpose() {
             Ok(verbs) => (verbs, None),
@@ -208,6 +209,11 @@ impl Transports {
         self.verbs.as_ref().map_or(0, |verbs| verbs.pairs())
     }
 
+    /// How often memory was registered for long messages over NICs.
+    pub(crate) fn registrations(&self) -> u64 {
+        self.verbs.as_ref().map_or(0, |verbs| verbs.registrations())
+    }
+
     /// Begins to connect to a peer, where the transport has connections of NICs. Whether packets can go there now.
     ///
     /// # Errors
@@ -316,9 +322,9 @@ impl Transport for Transports {
         }
     }
 
-    fn withdraw(&mut self, operation: u32) {
+    fn withdraw(&mut self, operation: u32, is_done: bool) {
         if let Some(verbs) = &mut self.verbs {
-            verbs.withdraw(operation);
+            verbs.withdraw(operation, is_done);
         }
     }
 

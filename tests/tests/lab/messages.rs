@@ -19,6 +19,7 @@ pub(crate) const CONTROLS: &[Control] = &[
     Control { name: "messages::of_every_example_go_over_verbs_in_the_class_asked_for", run: examples },
     Control { name: "messages::are_as_the_model_says_over_verbs", run: as_the_model_says },
     Control { name: "messages::have_a_queue_pair_for_each_rank_spoken_to_and_none_before", run: on_demand },
+    Control { name: "messages::from_memory_that_is_mapped_anew_are_what_is_there_now", run: memory },
     Control { name: "messages::go_over_what_roce_transports_says", run: transports },
 ];
 
@@ -106,6 +107,19 @@ fn on_demand(lab: &Lab) -> Result<(), Failed> {
     let cluster = lab.cluster()?;
     task(&cluster, "messages", "connections", "ROCE_TEST_QUEUE_PAIRS=2")?;
     task(&cluster, "messages", "connections", "ROCE_TEST_QUEUE_PAIRS=3 ROCE_TRANSPORTS=verbs")?;
+    all_idle(&cluster)
+}
+
+fn memory(lab: &Lab) -> Result<(), Failed> {
+    let cluster = lab.cluster()?;
+    task(&cluster, "messages", "memory", "")?;
+    // To send from and to receive to: once each where registrations are kept, else each time.
+    task(&cluster, "messages", "kept", "ROCE_TEST_REGISTRATIONS=2")?;
+    task(&cluster, "messages", "kept", "ROCE_TEST_REGISTRATIONS=200 ROCE_REGISTRATION_CACHE=off")?;
+    // Locked memory is for connections first.
+    let program = "/lab/bin/messages rank --exact --ignored --nocapture --test-threads=1";
+    let srun = SRUN.replace("--roce-nics=all", "--roce-nics=rxe1");
+    must_run(&cluster, &format!("ROCE_TEST_TASK=crowded {srun} bash -c 'ulimit -l 700; exec {program}'"))?;
     all_idle(&cluster)
 }
 

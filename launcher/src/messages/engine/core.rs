@@ -25,8 +25,8 @@ pub(super) struct Core {
     pub(super) fetches: Vec<Fetch>,
     /// Receives whose message the transport is reading. Their memory is its until that is over.
     pub(super) reading: BTreeMap<Operation, Reading>,
-    /// Offers of operations that are over.
-    pub(super) withdrawn: Vec<Operation>,
+    /// Offers of operations that are over, and whether the peer is done with them.
+    pub(super) withdrawn: Vec<(Operation, bool)>,
     /// Peers that sent what makes no sense.
     pub(super) senseless: Vec<Broken>,
     /// Messages of which not all has come, one of each peer at most.
@@ -73,7 +73,7 @@ impl Core {
     pub(super) fn finish(&mut self, operation: Operation, outcome: Outcome) {
         let Some(state) = self.operations.get_mut(operation as usize) else { return };
         if matches!(state.what, What::Send { offered: true, .. }) {
-            self.withdrawn.push(operation);
+            self.withdrawn.push((operation, outcome.is_ok()));
         }
         if matches!(state.what, What::Discard { .. }) {
             self.operations.remove(operation as usize);
@@ -131,7 +131,7 @@ impl Core {
             }
             What::Send { peer, memory, offered } => {
                 if *offered {
-                    self.withdrawn.push(operation);
+                    self.withdrawn.push((operation, false));
                 }
                 if let Some(queue) = self.outgoing.get_mut(peer) {
                     withdraw(queue, operation, memory.bytes(), transport.most(*peer));

@@ -3,7 +3,7 @@
 //! There is no connection when the job starts. The first packet to a peer has the [`service`] thread make one, by a
 //! [`handshake`] over datagrams; from then on it serves both directions. A packet is copied into a registered slot, and shown to its receiver where it
 //! came to; [`credits`] see to it that there is always a place for it. A long message is read by its receiver from the sender's memory, which
-//! both register for this time only; where the system allows no registration, it comes in pieces.
+//! both register, and find registered the next time; where the system allows no registration, it comes in pieces.
 //!
 //! When a connection fails, another one takes its place and goes on where it ended ([`mend`]), unless the port stays unusable for too long.
 //! Then that is what the rank is told, and not what followed from it.
@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 
 use bytemuck::{Pod, Zeroable};
 use roce_bootstrap::Secret;
-use roce_verbs::{PacketPair, PacketQueue, PacketRoom, Polled, Registration, Told};
+use roce_verbs::{Held, Keep, PacketPair, PacketQueue, PacketRoom, Polled, RegistrationCache, Told};
 use serde::{Deserialize, Serialize};
 
 use self::credits::{ALL, SPARE};
@@ -108,6 +108,7 @@ pub(crate) struct Rail {
 pub(crate) struct Opened {
     endpoints: Vec<Arc<Endpoint>>,
     queues: Vec<PacketQueue>,
+    registrations: Vec<RegistrationCache>,
     ports: Vec<Port>,
     card: Card,
 }
@@ -117,7 +118,12 @@ impl Opened {
     ///
     /// # Errors
     /// Why there can't be connections on this rank's ports.
-    pub(crate) fn new(endpoints: &[Arc<Endpoint>], class: Class, ranks: u32) -> Result<Self, String> {
+    pub(crate) fn new(
+        endpoints: &[Arc<Endpoint>],
+        class: Class,
+        keep: Keep,
+        ranks: u32,
+    ) -> Result<Self, String> {
         let (mut queues, mut ports, mut cards) = (Vec::new(), Vec::new(), Vec::new());
         for endpoint in endpoints {
             // Keys from 2^31 are the kernel's.
@@ -145,8 +151,10 @@ impl Opened {
             };
             open().map_err(|error: roce_verbs::Error| chain(&error))?;
         }
+        let registrations =
+            endpoints.iter().map(|endpoint| RegistrationCache::new(&endpoint.domain, keep)).collect();
         let endpoints = endpoints.to_vec();
-        Ok(Self { endpoints, queues, ports, card: Card { ports: cards } })
+        Ok(Self { endpoints, queues, registrations, ports, card: Card { ports: cards } })
     }
 
     pub(crate) fn card(&self) -> Card {
@@ -173,6 +181,7 @@ impl Opened {
             links: rails.iter().map(|rail| rail.map(|rail| Box::new(Link::new(rail.port)))).collect(),
             endpoints: self.endpoints,
             queues: self.queues,
+            registrations: self.registrations,
             closed: 0,
             offers: BTreeMap::new(),
             reads: Reads::default(),
@@ -193,6 +202,8 @@ pub(crate) struct Verbs {
     names: Vec<String>,
     /// By port.
     queues: Vec<PacketQueue>,
+    /// Of long messages, by port.
+    registrations: Vec<RegistrationCache>,
     /// Whose is a connection, by port and number.
     peers: Vec<BTreeMap<u32, u32>>,
     /// By rank.
@@ -200,7 +211,7 @@ pub(crate) struct Verbs {
     /// Connections that were closed.
     closed: usize,
     /// Memory that peers may read, by operation, with the peer.
-    offers: BTreeMap<u32, (u32, Registration)>,
+    offers: BTreeMap<u32, (u32, Held)>,
     reads: Reads,
     /// Peers that places are to be given back to.
     due: BTreeSet<u32>,
@@ -225,6 +236,11 @@ impl Verbs {
     /// How many connections there are.
     pub(crate) fn pairs(&self) -> usize {
         self.queues.iter().map(|queue| queue.packets().made()).sum::<usize>() - self.closed
+    }
+
+    /// How often memory was registered for long messages.
+    pub(crate) fn registrations(&self) -> u64 {
+        self.registrations.iter().map(RegistrationCache::made).sum()
     }
 
     /// Begins to connect to a peer, if that has not begun. Whether packets can be sent to it now.
@@ -444,6 +460,9 @@ impl Verbs {
             self.give_back();
         }
         self.pump_reads();
+        for registrations in &self.registrations {
+            registrations.tidy();
+        }
         while let Some((peer, failure)) = self.failed.pop_front() {
             self.mend(peer, &failure, deliver);
         }
@@ -582,9 +601,11 @@ impl Transport for Verbs {
 
     fn offer(&mut self, peer: u32, operation: u32, memory: &Lent) -> Place {
         let length = memory.bytes().len();
-        let endpoint = self.link(peer).map(|link| &self.endpoints[link.port]);
-        let Some(endpoint) = endpoint.filter(|_| length >= REGISTERED) else { return Place::unreadable() };
-        match reads::register_to_send(&endpoint.domain, memory) {
+        let registrations = self.link(peer).map(|link| &self.registrations[link.port]);
+        let Some(registrations) = registrations.filter(|_| length >= REGISTERED) else {
+            return Place::unreadable();
+        };
+        match reads::register_to_send(registrations, memory) {
             // Where no more memory may be locked, it is sent in pieces.
             Err(_) => Place::unreadable(),
             Ok(registration) => {
@@ -595,8 +616,12 @@ impl Transport for Verbs {
         }
     }
 
-    fn withdraw(&mut self, operation: u32) {
-        self.offers.remove(&operation);
+    fn withdraw(&mut self, operation: u32, is_done: bool) {
+        if let Some((_, held)) = self.offers.remove(&operation)
+            && is_done
+        {
+            held.give_back();
+        }
     }
 
     fn fetch(
@@ -613,11 +638,11 @@ impl Transport for Verbs {
             return Ok(Fetched::Impossible);
         }
         let Some(link) = self.link(peer) else { return Ok(Fetched::Impossible) };
-        let endpoint = &self.endpoints[link.port];
-        let Ok(registration) = reads::register_to_receive(&endpoint.domain, memory, length) else {
+        let registrations = &self.registrations[link.port];
+        let Ok(registration) = reads::register_to_receive(registrations, memory, length) else {
             return Ok(Fetched::Impossible);
         };
-        let needs_proof = endpoint.limits.is_soft;
+        let needs_proof = self.endpoints[link.port].limits.is_soft;
         self.reads.add(peer, operation, registration, (place.address, key), length, needs_proof);
         self.pump_reads();
         Ok(Fetched::Started)

@@ -5,9 +5,8 @@
 #![expect(unsafe_code, reason = "registers memory that programs have lent to operations")]
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
 
-use roce_verbs::{Access, ProtectionDomain, Registration};
+use roce_verbs::{Access, Held, Registration, RegistrationCache};
 
 use super::READS;
 use crate::messages::{Lent, LentMut};
@@ -15,40 +14,37 @@ use crate::messages::{Lent, LentMut};
 /// The most bytes of one RDMA read: below every device's limit, and long enough for its overhead not to count.
 const PART: usize = 256 * 1024;
 
-/// Memory that a peer may read until this is dropped.
+/// Memory that a peer may read until this is dropped, or is done with it.
 ///
 /// # Errors
 /// If the system refuses.
-pub(super) fn register_to_send(
-    domain: &Arc<ProtectionDomain>,
-    memory: &Lent,
-) -> roce_verbs::Result<Registration> {
+pub(super) fn register_to_send(registrations: &RegistrationCache, memory: &Lent) -> roce_verbs::Result<Held> {
     let bytes = memory.bytes();
     // SAFETY: who lent it keeps it and does not write to it until the engine has forgotten the operation (`Lent::new`), and the engine
     // withdraws an offer before that.
-    unsafe { Registration::new(domain, bytes.as_ptr(), bytes.len(), Access::PeersRead) }
+    unsafe { registrations.register(bytes.as_ptr(), bytes.len(), Access::PeersRead) }
 }
 
-/// Memory that this rank's own reads write to until this is dropped.
+/// Memory that this rank's own reads write to.
 ///
 /// # Errors
 /// If the system refuses.
 pub(super) fn register_to_receive(
-    domain: &Arc<ProtectionDomain>,
+    registrations: &RegistrationCache,
     memory: &mut LentMut,
     length: usize,
-) -> roce_verbs::Result<Registration> {
+) -> roce_verbs::Result<Held> {
     let bytes = &mut memory.bytes()[..length];
     // SAFETY: who lent it keeps it and leaves it alone until the engine has forgotten the operation (`LentMut::new`); the engine does not
     // touch it until the read is over or abandoned, and does not forget the operation before.
-    unsafe { Registration::new(domain, bytes.as_mut_ptr(), length, Access::OwnWrite) }
+    unsafe { registrations.register(bytes.as_mut_ptr(), length, Access::OwnWrite) }
 }
 
 /// A message that is being read.
 #[derive(Debug)]
 struct Read {
     peer: u32,
-    registration: Registration,
+    registration: Held,
     from: (u64, u32),
     length: usize,
     /// Does a small one have to follow?
@@ -84,7 +80,7 @@ impl Reads {
         &mut self,
         peer: u32,
         operation: u32,
-        registration: Registration,
+        registration: Held,
         from: (u64, u32),
         length: usize,
         needs_proof: bool,
@@ -108,7 +104,8 @@ impl Reads {
             left => (read.begun, left.min(PART)),
         };
         let from = (read.from.0.wrapping_add(begin as u64), read.from.1);
-        let into = (&read.registration, begin);
+        let (registration, offset) = read.registration.place()?;
+        let into = (registration, offset + begin);
         Some((read.peer, Part { into, from, length: u32::try_from(length).unwrap_or(0) }))
     }
 
@@ -133,8 +130,10 @@ impl Reads {
         let Some(read) = self.all.get_mut(&operation) else { return };
         read.come += length;
         if read.come == read.length && (length == 0 || !read.needs_proof) {
-            // The registration ends before the operation is told to be over.
-            self.all.remove(&operation);
+            // The device is done with the memory before the operation is told to be over.
+            if let Some(read) = self.all.remove(&operation) {
+                read.registration.give_back();
+            }
             self.finished.push_back((operation, peer));
         }
     }
