@@ -36,6 +36,8 @@ impl Wanted {
 #[derive(Debug)]
 pub(crate) struct Matching<R, M> {
     queues: HashMap<Context, Queues<R, M>, BuildHasherDefault<Spread>>,
+    /// How many receives and messages wait in all of them.
+    waiting: usize,
 }
 
 /// Contexts are small numbers that ranks agree upon; every message is looked up by one, so its hash is one multiplication.
@@ -68,7 +70,7 @@ struct Queues<R, M> {
 
 impl<R, M> Default for Matching<R, M> {
     fn default() -> Self {
-        Self { queues: HashMap::default() }
+        Self { queues: HashMap::default(), waiting: 0 }
     }
 }
 
@@ -83,8 +85,12 @@ impl<R, M> Matching<R, M> {
     pub(crate) fn receive(&mut self, context: Context, wanted: Wanted, receive: R) -> Option<(R, Label, M)> {
         let queues = self.queues.entry(context).or_default();
         match queues.messages.iter().position(|(label, _)| wanted.fits(*label)) {
-            Some(place) => queues.messages.remove(place).map(|(label, message)| (receive, label, message)),
+            Some(place) => {
+                self.waiting -= 1;
+                queues.messages.remove(place).map(|(label, message)| (receive, label, message))
+            }
             None => {
+                self.waiting += 1;
                 queues.receives.push_back((wanted, receive));
                 None
             }
@@ -95,11 +101,13 @@ impl<R, M> Matching<R, M> {
     pub(crate) fn arrive(&mut self, context: Context, label: Label) -> Option<R> {
         let receives = &mut self.queues.get_mut(&context)?.receives;
         let place = receives.iter().position(|(wanted, _)| wanted.fits(label))?;
+        self.waiting -= 1;
         receives.remove(place).map(|(_, receive)| receive)
     }
 
     /// A message that [`arrive`](Self::arrive) found no receive for waits.
     pub(crate) fn keep(&mut self, context: Context, label: Label, message: M) {
+        self.waiting += 1;
         self.queues.entry(context).or_default().messages.push_back((label, message));
     }
 
@@ -127,10 +135,17 @@ impl<R, M> Matching<R, M> {
         are_they: impl Fn(Label) -> bool,
     ) -> VecDeque<(Label, M)> {
         let Some(queues) = self.queues.get_mut(&context) else { return VecDeque::new() };
-        let (taken, kept) =
+        let (taken, kept): (VecDeque<_>, _) =
             std::mem::take(&mut queues.messages).into_iter().partition(|(label, _)| are_they(*label));
         queues.messages = kept;
+        self.waiting -= taken.len();
         taken
+    }
+
+    /// Nothing waits in any context, as mostly: a quick look.
+    #[inline]
+    pub(crate) fn nothing_waits(&self) -> bool {
+        self.waiting == 0
     }
 
     /// Neither receives nor messages wait.
@@ -150,6 +165,7 @@ impl<R, M> Matching<R, M> {
     pub(crate) fn cancel(&mut self, context: Context, is_it: impl Fn(&R) -> bool) -> Option<R> {
         let receives = &mut self.queues.get_mut(&context)?.receives;
         let place = receives.iter().position(|(_, receive)| is_it(receive))?;
+        self.waiting -= 1;
         receives.remove(place).map(|(_, receive)| receive)
     }
 }
@@ -232,6 +248,8 @@ mod tests {
                         }
                     }
                 }
+                let is_empty = (0..2).all(|context| matching.is_empty(context));
+                prop_assert_eq!(matching.nothing_waits(), is_empty);
             }
             prop_assert_eq!(pairs, model(&steps));
         }
