@@ -155,7 +155,7 @@ unsafe fn copy_many(from: *const u8, to: *mut u8, length: usize) {
 }
 
 /// Copies from the first byte to the last in their order, as the processor expects that fetches lines ahead. C libraries begin with both
-/// ends of what they copy, or leave it to `rep movsb`: of lines that another core has written that takes up to twice as long.
+/// ends of what they copy, or leave it to `rep movsb`: of lines that another core has written that takes up to 1.8 times as long.
 ///
 /// # Safety
 /// As `ptr::copy_nonoverlapping`.
