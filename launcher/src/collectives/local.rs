@@ -326,19 +326,25 @@ impl<'a> Local<'a> {
                 let end = slice.end.min(start + block);
                 let (sum, theirs) = (&mut sum[..end - start], &mut theirs[..end - start]);
                 let offset = (own * slot + start - slice.start) * element;
-                for rank in 0..ranks {
-                    let into = if rank == 0 { &mut *sum } else { &mut *theirs };
-                    if rank == own {
-                        into.copy_from_slice(&piece[start..end]);
-                    } else {
-                        self.memory.read(rank, number as u64, offset, bytemuck::cast_slice_mut(into));
-                    }
-                    if rank > 0 {
+                let block = &mut piece[start..end];
+                let read = |rank: usize, into: &mut [T]| {
+                    self.memory.read(rank, number as u64, offset, bytemuck::cast_slice_mut(into));
+                };
+                // In the order of ranks: this one's are where the sum is to be.
+                if own > 0 {
+                    read(0, sum);
+                    for rank in 1..own {
+                        read(rank, theirs);
                         operator.combine(sum, theirs);
                     }
+                    operator.combine(sum, block);
+                    block.copy_from_slice(sum);
                 }
-                piece[start..end].copy_from_slice(sum);
-                self.memory.write(own, number as u64, offset, bytemuck::cast_slice(sum));
+                for rank in own + 1..ranks {
+                    read(rank, theirs);
+                    operator.combine(block, theirs);
+                }
+                self.memory.write(own, number as u64, offset, bytemuck::cast_slice(block));
             }
         };
         let take = |data: &mut [T], number: usize| {

@@ -13,12 +13,12 @@
 
 use std::fs::File;
 use std::io;
-use std::ptr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use memmap2::MmapRaw;
 
 use crate::memory_file::{self, Card};
+use crate::transport::payload;
 
 /// Two cache lines, which processors like to fetch together.
 const LINE: usize = 128;
@@ -193,7 +193,7 @@ impl Memory {
         // SAFETY: `room` has as many bytes, outside of all memory of Rust's. The ranks agree by words in which turn who reads or
         // writes (release and acquire), so nobody reads it now; one that breaks the rules gets garbled bytes.
         unsafe {
-            ptr::copy_nonoverlapping(data.as_ptr(), self.room(rank, turn, offset, data.len()), data.len());
+            payload::copy(data.as_ptr(), self.room(rank, turn, offset, data.len()), data.len());
         }
     }
 
@@ -201,11 +201,7 @@ impl Memory {
     pub(super) fn read(&self, rank: usize, turn: u64, offset: usize, into: &mut [u8]) {
         // SAFETY: as for `write`: nobody writes there now. What is copied is nothing but bytes.
         unsafe {
-            ptr::copy_nonoverlapping(
-                self.room(rank, turn, offset, into.len()),
-                into.as_mut_ptr(),
-                into.len(),
-            );
+            payload::copy(self.room(rank, turn, offset, into.len()), into.as_mut_ptr(), into.len());
         }
     }
 }

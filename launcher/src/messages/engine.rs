@@ -143,7 +143,11 @@ impl<T: Transport> Engine<T> {
 
     /// Looks so many times whether the message that a receive would take comes next from its source, and takes it right into memory:
     /// the way of short messages that are waited for, without an operation. `None` where it takes one.
-    #[inline]
+    #[inline(always)]
+    #[expect(
+        clippy::inline_always,
+        reason = "each call and each result in memory lengthens the way of a short message"
+    )]
     pub(crate) fn receive_soon(
         &mut self,
         context: Context,
@@ -154,36 +158,32 @@ impl<T: Transport> Engine<T> {
         let peer = wanted.source?;
         // Others could have the first claim to it, or to this receive; and what is to be sent must not be forgotten meanwhile.
         if peer == self.core.rank
-            || !self.core.matching.is_empty(context) && !self.serve_earlier(context, peer)
+            || !self.core.matching.nothing_waits()
+                && !self.core.matching.is_empty(context)
+                && !self.serve_earlier(context, peer)
             || !self.core.outgoing.is_empty()
         {
             return None;
         }
-        let mut received = None;
-        for _ in 0..looks {
-            let looked = self.transport.look_at(peer, &mut |header, payload| {
-                let fits = header.kind == Kind::Eager as u32
-                    && header.context == context
-                    && wanted.tag.is_none_or(|tag| tag == header.tag)
-                    && header.length == payload.len() as u64;
-                let Some(to) = room.get_mut(..payload.len()).filter(|_| fits) else { return false };
-                payload.copy_to(to);
-                received =
-                    Some(Received { label: Label { source: peer, tag: header.tag }, length: payload.len() });
-                true
-            });
-            match looked {
-                // Without a pause between them the looks take the line from its writer: far cores need half more time so.
-                Ok(Look::Nothing) => std::hint::spin_loop(),
-                Ok(Look::Taken) => return received,
-                Ok(Look::Poll) => return None,
-                Err(broken) => {
-                    self.core.lose(&broken);
-                    return None;
-                }
+        let (mut tag, mut length) = (0, 0);
+        let looked = self.transport.look_for(peer, looks, &mut |header, payload| {
+            let fits = header.kind == Kind::Eager as u32
+                && header.context == context
+                && wanted.tag.is_none_or(|tag| tag == header.tag)
+                && header.length == payload.len() as u64;
+            let Some(to) = room.get_mut(..payload.len()).filter(|_| fits) else { return false };
+            payload.copy_to(to);
+            (tag, length) = (header.tag, payload.len());
+            true
+        });
+        match looked {
+            Ok(Look::Taken) => Some(Received { label: Label { source: peer, tag }, length }),
+            Ok(Look::Nothing | Look::Poll) => None,
+            Err(broken) => {
+                self.core.lose(&broken);
+                None
             }
         }
-        None
     }
 
     /// Lets receives that wait have what has come from a peer. Whether nothing waits in their context any more.

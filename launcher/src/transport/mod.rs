@@ -93,6 +93,23 @@ pub(crate) trait Transport {
         Ok(Look::Poll)
     }
 
+    /// As [`look_at`](Self::look_at), so many times, as long as nothing has come.
+    #[inline]
+    fn look_for(
+        &mut self,
+        peer: u32,
+        looks: u32,
+        take: &mut impl FnMut(&Header, Payload<'_>) -> bool,
+    ) -> Result<Look, Broken> {
+        for _ in 0..looks {
+            match self.look_at(peer, take)? {
+                Look::Nothing => std::hint::spin_loop(),
+                other => return Ok(other),
+            }
+        }
+        Ok(Look::Nothing)
+    }
+
     /// How a peer may read a message that is offered to it. The peer may until the operation's offer is withdrawn, and the engine
     /// withdraws it before it forgets the operation.
     fn offer(&mut self, _peer: u32, _operation: u32, memory: &Lent) -> Place {

@@ -74,7 +74,110 @@ impl Payload<'_> {
         // SAFETY: by the caller's promise, and that given to `new`.
         unsafe {
             copy(first, to, length);
-            copy(second, to.add(length), rest);
+            if rest > 0 {
+                copy_many(second, to.add(length), rest);
+            }
+        }
+    }
+}
+
+/// So many bytes are copied in a few words, without a call.
+const FEW: usize = 32;
+/// From so many on it matters how they are copied.
+const MANY: usize = 128;
+
+/// Copies, as `ptr::copy_nonoverlapping`, at a speed that does not depend on the addresses.
+///
+/// # Safety
+/// As that.
+#[inline]
+pub(crate) unsafe fn copy(from: *const u8, to: *mut u8, length: usize) {
+    // SAFETY: by the caller's promise.
+    unsafe {
+        if length <= FEW {
+            copy_few(from, to, length);
+        } else if length < MANY {
+            ptr::copy_nonoverlapping(from, to, length);
+        } else {
+            copy_many(from, to, length);
+        }
+    }
+}
+
+/// Copies at most [`FEW`] bytes: two words that overlap where they must.
+///
+/// # Safety
+/// As `ptr::copy_nonoverlapping`.
+#[inline]
+unsafe fn copy_few(from: *const u8, to: *mut u8, length: usize) {
+    /// The first bytes, and the last.
+    ///
+    /// # Safety
+    /// As its caller, for at least one word and at most two.
+    #[inline]
+    unsafe fn ends<W>(from: *const u8, to: *mut u8, length: usize) {
+        let last = length - size_of::<W>();
+        // SAFETY: both words are within so many bytes.
+        unsafe {
+            let (head, tail) =
+                (from.cast::<W>().read_unaligned(), from.add(last).cast::<W>().read_unaligned());
+            to.cast::<W>().write_unaligned(head);
+            to.add(last).cast::<W>().write_unaligned(tail);
+        }
+    }
+    // SAFETY: by the caller's promise; each has at least one word and at most two.
+    unsafe {
+        match length {
+            8..=16 => ends::<u64>(from, to, length),
+            17.. => ends::<u128>(from, to, length),
+            4.. => ends::<u32>(from, to, length),
+            2.. => ends::<u16>(from, to, length),
+            1 => to.write(from.read()),
+            0 => {}
+        }
+    }
+}
+
+/// Copies more.
+///
+/// # Safety
+/// As `ptr::copy_nonoverlapping`.
+#[inline(never)]
+unsafe fn copy_many(from: *const u8, to: *mut u8, length: usize) {
+    // SAFETY: by the caller's promise; the processor was asked.
+    unsafe {
+        #[cfg(all(target_arch = "x86_64", not(miri)))]
+        if std::arch::is_x86_feature_detected!("avx") {
+            return copy_straight(from, to, length);
+        }
+        copy_blocks(from, to, length);
+    }
+}
+
+/// Copies from the first byte to the last in their order, as the processor expects that fetches lines ahead. C libraries begin with both
+/// ends of what they copy, or leave it to `rep movsb`: of lines that another core has written that takes up to 1.8 times as long.
+///
+/// # Safety
+/// As `ptr::copy_nonoverlapping`.
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+#[target_feature(enable = "avx")]
+unsafe fn copy_straight(from: *const u8, to: *mut u8, length: usize) {
+    use std::arch::x86_64::{__m256i, _mm256_loadu_si256, _mm256_storeu_si256};
+    const WORD: usize = size_of::<__m256i>();
+    /// Two lines.
+    const TURN: usize = 4 * WORD;
+    let whole = length / TURN * TURN;
+    // SAFETY: all is within both memories, by the caller's promise.
+    unsafe {
+        for at in (0..whole).step_by(TURN) {
+            let words: [__m256i; TURN / WORD] =
+                std::array::from_fn(|word| _mm256_loadu_si256(from.add(at + word * WORD).cast()));
+            for (word, value) in words.into_iter().enumerate() {
+                _mm256_storeu_si256(to.add(at + word * WORD).cast(), value);
+            }
+        }
+        if length > whole {
+            ptr::copy_nonoverlapping(from.add(whole), to.add(whole), length - whole);
         }
     }
 }
@@ -83,12 +186,11 @@ impl Payload<'_> {
 /// several times as long where both addresses have nearly the same place in their pages, as large buffers often do.
 const BLOCK: usize = 1984;
 
-/// Copies, as `ptr::copy_nonoverlapping`, at a speed that does not depend on the addresses.
+/// Copies with the C library, at a speed that does not depend on the addresses.
 ///
 /// # Safety
-/// As that.
-#[inline]
-pub(crate) unsafe fn copy(from: *const u8, to: *mut u8, length: usize) {
+/// As `ptr::copy_nonoverlapping`.
+unsafe fn copy_blocks(from: *const u8, to: *mut u8, length: usize) {
     let mut done = 0;
     while done < length {
         let block = BLOCK.min(length - done);
@@ -115,5 +217,21 @@ mod tests {
         payload.append_to(&mut all);
         assert_eq!(all, [9, 4, 5, 6, 1, 2]);
         assert_eq!(Payload::from(&bytes[1..]).to_vec(), [2, 3, 4, 5, 6]);
+    }
+
+    #[test]
+    fn every_way_copies_all_and_nothing_else() {
+        type Copy = unsafe fn(*const u8, *mut u8, usize);
+        let from: Vec<u8> = (0..9000_u32).map(|place| (place * 7 + place / 256) as u8).collect();
+        let lengths = if cfg!(miri) { 0..70 } else { 0..600 };
+        for length in lengths.chain([1984, 1985, 2048, 4096, 8191, 8192]) {
+            for copy in [copy as Copy, copy_many, copy_blocks] {
+                let mut to = vec![0xA5; length + 16];
+                // SAFETY: both are within their vectors.
+                unsafe { copy(from.as_ptr().add(3), to.as_mut_ptr().add(5), length) };
+                assert!(to[5..5 + length] == from[3..3 + length], "{length}");
+                assert!(to[..5].iter().chain(&to[5 + length..]).all(|byte| *byte == 0xA5), "{length}");
+            }
+        }
     }
 }

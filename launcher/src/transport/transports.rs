@@ -231,7 +231,26 @@ impl Transports {
     }
 }
 
+/// Ways that are longer than that of short messages within a node, which they would lengthen if they were inlined there.
 impl Transports {
+    #[inline(never)]
+    fn look_otherwise(
+        &mut self,
+        peer: u32,
+        looks: u32,
+        take: &mut impl FnMut(&Header, Payload<'_>) -> bool,
+    ) -> Result<Look, Broken> {
+        match (self.ways.get(peer as usize), &mut self.verbs) {
+            (Some(Way::Verbs), Some(verbs)) => verbs.look_for(peer, looks, take),
+            _ => Ok(Look::Poll),
+        }
+    }
+
+    #[inline(never)]
+    fn send_short_otherwise(&mut self, peer: u32, header: &Header, payload: &[u8]) -> bool {
+        self.try_send(peer, header, payload) == Ok(true)
+    }
+
     fn try_send_otherwise(&mut self, peer: u32, header: &Header, payload: &[u8]) -> Result<bool, Broken> {
         match (self.ways.get(peer as usize), &mut self.shared, &mut self.tcp) {
             (Some(Way::Tcp(_)), _, Some(tcp)) => tcp.try_send(peer, header, payload),
@@ -290,6 +309,19 @@ impl Transport for Transports {
     }
 
     #[inline]
+    fn look_for(
+        &mut self,
+        peer: u32,
+        looks: u32,
+        take: &mut impl FnMut(&Header, Payload<'_>) -> bool,
+    ) -> Result<Look, Broken> {
+        match (self.ways.get(peer as usize), &mut self.shared) {
+            (Some(Way::Shared | Way::SharedLater(_)), Some(shared)) => shared.look_for(peer, looks, take),
+            _ => self.look_otherwise(peer, looks, take),
+        }
+    }
+
+    #[inline]
     fn try_send(&mut self, peer: u32, header: &Header, payload: &[u8]) -> Result<bool, Broken> {
         match (self.ways.get(peer as usize), &mut self.shared, &mut self.verbs) {
             (Some(Way::Shared), Some(shared), _) => return shared.try_send(peer, header, payload),
@@ -303,7 +335,7 @@ impl Transport for Transports {
     fn send_short(&mut self, peer: u32, header: &Header, payload: &[u8]) -> bool {
         match (self.ways.get(peer as usize), &mut self.shared) {
             (Some(Way::Shared), Some(shared)) => shared.send_short(peer, header, payload),
-            _ => self.try_send(peer, header, payload) == Ok(true),
+            _ => self.send_short_otherwise(peer, header, payload),
         }
     }
 

@@ -3,8 +3,8 @@
 //! An ordinary copy first takes each cache line from the reader's core, which has read it a lap ago. Where cores share a cache that
 //! is the fastest way. Between cores that share none (other chiplets, other sockets) each line costs a round trip through the
 //! interconnect, and stores that go around the caches are more than twice as fast, though the reader then finds the data in main
-//! memory. Which cores the ranks are on is not known here, and can change. So both ways are measured, at both ends: the reader tells
-//! the writer what its copies cost.
+//! memory. Which cores the ranks are on is not known here, and can change. So both ways are measured again and again, a few copies of each,
+//! at both ends: the writer says which copies are measured, and the reader tells what they cost it.
 #![expect(unsafe_code, reason = "memory that another process reads")]
 
 #[cfg(all(target_arch = "x86_64", not(miri)))]
@@ -13,7 +13,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::transport::payload;
 
-/// Payload for which there is a choice.
+/// Whether there is a choice: a second way, and a clock that costs little to look at.
+const CHOICE: bool = cfg!(all(target_arch = "x86_64", not(miri)));
+/// Payload for which there is one.
 const LONG: usize = 2 << 10;
 /// After so many copies the other way is tried again, so many times in a row.
 const TRY: u32 = 512;
@@ -35,6 +37,13 @@ pub(super) type Costs = [AtomicU32; 2];
 pub(super) enum Way {
     Through = 0,
     Around = 1,
+}
+
+/// How a packet's payload was written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Copied {
+    pub(super) way: Way,
+    pub(super) is_measured: bool,
 }
 
 /// Ticks per byte of the last copies in a row that went one way.
@@ -91,10 +100,18 @@ pub(super) struct Measured {
 }
 
 impl Measured {
-    /// Has `act` copy so many bytes that came this way, if it wants them; whether it did.
+    /// Has `act` copy so many bytes that came this way, if it wants them; whether it did. `is_measured` says the writer.
     #[inline]
-    pub(super) fn measure(&mut self, way: Way, length: usize, act: impl FnOnce() -> bool) -> bool {
-        let Some(start) = clock(length) else { return act() };
+    pub(super) fn measure(
+        &mut self,
+        Copied { way, is_measured }: Copied,
+        length: usize,
+        act: impl FnOnce() -> bool,
+    ) -> bool {
+        if !CHOICE || !is_measured || length < LONG {
+            return act();
+        }
+        let start = clock();
         let taken = act();
         if taken {
             self.means.add(way, since(start, length));
@@ -129,13 +146,14 @@ impl Copier {
     ///
     /// # Safety
     /// `to` must be aligned to 16 bytes and have room for all; nobody else may use that memory.
-    pub(super) unsafe fn copy(&mut self, from: &[u8], to: *mut u8, theirs: &Costs) -> Way {
-        let Some(start) = clock(from.len()) else {
+    pub(super) unsafe fn copy(&mut self, from: &[u8], to: *mut u8, theirs: &Costs) -> Copied {
+        if from.len() < LONG || !CHOICE {
             // SAFETY: by the caller's promise.
             unsafe { payload::copy(from.as_ptr(), to, from.len()) };
-            return Way::Through;
-        };
-        let way = self.next();
+            return Copied { way: Way::Through, is_measured: false };
+        }
+        let (way, is_measured) = (self.next(), self.is_measured());
+        let start = is_measured.then(clock);
         // SAFETY: by the caller's promise.
         unsafe {
             match way {
@@ -143,10 +161,15 @@ impl Copier {
                 Way::Through => payload::copy(from.as_ptr(), to, from.len()),
             }
         }
-        self.note(way, since(start, from.len()), || {
+        self.note(way, start.map(|start| since(start, from.len())), || {
             theirs.each_ref().map(|cost| cost.load(Ordering::Relaxed))
         });
-        way
+        Copied { way, is_measured }
+    }
+
+    /// Whether the next copy is measured: those with the other way, and as many before.
+    fn is_measured(&self) -> bool {
+        self.left < 2 * TRIAL
     }
 
     /// How the next copy goes: mostly the better way, now and then the other.
@@ -157,9 +180,11 @@ impl Copier {
         }
     }
 
-    /// One copy took so many ticks per byte.
-    fn note(&mut self, way: Way, took: f32, theirs: impl FnOnce() -> [u32; 2]) {
-        self.means.add(way, took);
+    /// One copy took so many ticks per byte, if it was measured.
+    fn note(&mut self, way: Way, took: Option<f32>, theirs: impl FnOnce() -> [u32; 2]) {
+        if let Some(took) = took {
+            self.means.add(way, took);
+        }
         self.left = self.left.checked_sub(1).unwrap_or(TRY);
         if self.left == TRY - SETTLED {
             let theirs = theirs();
@@ -173,17 +198,17 @@ impl Copier {
 /// Ticks per byte since then.
 #[expect(clippy::cast_precision_loss, reason = "a measurement")]
 fn since(start: u64, length: usize) -> f32 {
-    clock(length).unwrap_or(start).wrapping_sub(start) as f32 / length as f32
+    clock().wrapping_sub(start) as f32 / length as f32
 }
 
-/// The processor's clock, where it costs next to nothing to look at it, and there is a choice for so many bytes.
+/// The processor's clock, where there is a choice.
 #[inline]
-fn clock(length: usize) -> Option<u64> {
+fn clock() -> u64 {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     // SAFETY: every such processor has that instruction.
-    return (length >= LONG).then(|| unsafe { std::arch::x86_64::_rdtsc() });
+    return unsafe { std::arch::x86_64::_rdtsc() };
     #[cfg(not(all(target_arch = "x86_64", not(miri))))]
-    None
+    0
 }
 
 /// Copies with stores that go around the caches.
@@ -248,7 +273,8 @@ mod tests {
             for _ in 0..4 * TRY {
                 let way = copier.next();
                 around += way as u32;
-                copier.note(way, writer[way as usize], || reader.map(|ticks| (ticks * 1024.0) as u32));
+                let took = copier.is_measured().then_some(writer[way as usize]);
+                copier.note(way, took, || reader.map(|ticks| (ticks * 1024.0) as u32));
             }
             (copier.is_around(), around)
         };
@@ -266,8 +292,9 @@ mod tests {
         let mut copier = Copier::new();
         for number in 0..4 * TRY {
             let way = copier.next();
-            let ticks = if number % 50 == 0 { 1e9 } else { [1.0, 5.0][way as usize] };
-            copier.note(way, ticks, Default::default);
+            let ticks = if number % 5 == 0 { 1e9 } else { [1.0, 5.0][way as usize] };
+            let took = copier.is_measured().then_some(ticks);
+            copier.note(way, took, Default::default);
             assert!(!copier.is_around(), "{number}");
         }
     }

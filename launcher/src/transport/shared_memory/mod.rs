@@ -191,7 +191,7 @@ impl Transport for SharedMemory {
             let (place, reader) = self.inbox.sender(index);
             let rank = self.ranks[place];
             for _ in 0..TURN {
-                let popped = reader.pop(|header, payload| {
+                let popped = reader.pop(1, &mut |header, payload| {
                     deliver(rank, header, payload);
                     true
                 });
@@ -214,11 +214,21 @@ impl Transport for SharedMemory {
         peer: u32,
         take: &mut impl FnMut(&Header, Payload<'_>) -> bool,
     ) -> Result<Look, Broken> {
+        self.look_for(peer, 1, take)
+    }
+
+    #[inline]
+    fn look_for(
+        &mut self,
+        peer: u32,
+        looks: u32,
+        take: &mut impl FnMut(&Header, Payload<'_>) -> bool,
+    ) -> Result<Look, Broken> {
         let Some(index) = self.place_of(peer).and_then(|place| self.inbox.index_of(place)) else {
             return Ok(Look::Poll);
         };
         let (_, reader) = self.inbox.sender(index);
-        match reader.pop(take) {
+        match reader.pop(looks, take) {
             Ok(None) => Ok(Look::Nothing),
             Ok(Some(true)) => Ok(Look::Taken),
             Ok(Some(false)) => Ok(Look::Poll),

@@ -12,11 +12,10 @@
 //! far the reader says that it has come.
 #![expect(unsafe_code, reason = "memory that another process writes")]
 
-use std::ptr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use super::copy::{Copier, Costs, Measured, Way};
-use crate::transport::{Header, Payload};
+use super::copy::{Copied, Copier, Costs, Measured, Way};
+use crate::transport::{Header, Payload, payload};
 
 /// Bytes in a line.
 pub(super) const LINE: usize = 64;
@@ -28,6 +27,8 @@ const SMALL: usize = LINE - PAYLOAD;
 const VALID: u32 = 1 << 31;
 /// In the stamp of a packet whose payload was written around the caches.
 const AROUND: u32 = 1 << 30;
+/// In the stamp of a packet whose payload's copies are measured.
+const MEASURED: u32 = 1 << 29;
 
 const _: () = assert!(PAYLOAD == 32 && HEADER.is_multiple_of(align_of::<Header>()));
 
@@ -149,37 +150,72 @@ impl Writer {
     }
 
     /// Writes a packet if there is room. The payload must be no longer than [`most`].
-    #[inline]
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "a header that is passed on goes through memory")]
     pub(super) fn try_push(&mut self, header: &Header, payload: &[u8]) -> Result<bool, Garbage> {
-        let place = self.place;
-        assert!(payload.len() <= most(place.bytes), "a packet of {} bytes", payload.len());
+        if payload.len() > SMALL {
+            return self.push_long(header, payload);
+        }
+        // A short packet fits where there is a line.
+        if self.position.wrapping_sub(self.taken) >= LINES && !self.room(self.payload)? {
+            return Ok(false);
+        }
+        // SAFETY: there is a line, as was just seen, and it has room for the payload.
+        unsafe {
+            self.write_header(header);
+            payload::copy(payload.as_ptr(), self.place.line(self.position).add(PAYLOAD), payload.len());
+        }
+        self.publish(payload.len() as u32, self.payload);
+        Ok(true)
+    }
+
+    #[inline(never)]
+    fn push_long(&mut self, header: &Header, payload: &[u8]) -> Result<bool, Garbage> {
+        assert!(payload.len() <= most(self.place.bytes), "a packet of {} bytes", payload.len());
         let end = self.payload.wrapping_add(beside(payload.len()));
         if !self.fits(end) && !self.room(end)? {
             return Ok(false);
         }
-        let line = place.line(self.position);
-        // SAFETY: the line has been given back by the reader, whose reads of it happened before that (release by the reader,
-        // acquire in `room`), or was never used. It will not touch it, but for its stamp, before that is stored below.
-        unsafe {
-            line.add(HEADER).cast::<Header>().write(*header);
-            if payload.len() <= SMALL {
-                ptr::copy_nonoverlapping(payload.as_ptr(), line.add(PAYLOAD), payload.len());
-            }
-        }
-        let mut length = payload.len() as u32;
-        if payload.len() > SMALL && self.write_beside(payload) == Way::Around {
-            length |= AROUND;
-        }
-        place.stamp(self.position).store(stamp(self.position, length), Ordering::Release);
-        self.ends[(self.position % LINES) as usize] = end;
-        self.position = self.position.wrapping_add(1);
-        self.payload = end;
+        let Copied { way, is_measured } = self.write_beside(payload);
+        let flags = if way == Way::Around { AROUND } else { 0 } | if is_measured { MEASURED } else { 0 };
+        // SAFETY: there is a line, as was just seen.
+        unsafe { self.write_header(header) };
+        self.publish(payload.len() as u32 | flags, end);
         Ok(true)
     }
 
+    /// Writes the next packet's header.
+    ///
+    /// # Safety
+    /// There must be a free line.
+    #[inline]
+    unsafe fn write_header(&mut self, header: &Header) {
+        // Field by field, as it was made: what was stored in parts can't be loaded as a whole before it has left the processor's queue.
+        let Header { kind, context, tag, operation, length } = *header;
+        let line = self.place.line(self.position);
+        // SAFETY: the line has been given back by the reader, whose reads of it happened before that (release by the reader,
+        // acquire in `room`), or was never used. It will not touch it, but for its stamp, before that is stored in `publish`.
+        unsafe {
+            let to = line.add(HEADER).cast::<Header>();
+            (&raw mut (*to).kind).write(kind);
+            (&raw mut (*to).context).write(context);
+            (&raw mut (*to).tag).write(tag);
+            (&raw mut (*to).operation).write(operation);
+            (&raw mut (*to).length).write(length);
+        }
+    }
+
+    /// Gives the next line to the reader, with the length of its payload; long payloads end there.
+    #[inline]
+    fn publish(&mut self, length: u32, end: u32) {
+        self.place.stamp(self.position).store(stamp(self.position, length), Ordering::Release);
+        self.ends[(self.position % LINES) as usize] = end;
+        self.position = self.position.wrapping_add(1);
+        self.payload = end;
+    }
+
     /// Writes a payload for which a line has no room.
-    #[inline(never)]
-    fn write_beside(&mut self, payload: &[u8]) -> Way {
+    fn write_beside(&mut self, payload: &[u8]) -> Copied {
         let place = self.place;
         let costs = &place.told().costs;
         let (begin, first) = place.split(self.payload, payload.len());
@@ -253,45 +289,84 @@ impl Reader {
         Self { position, told: position, payload, payload_told: payload, ..self }
     }
 
-    /// Looks at the next packet, if there is one; `take` says whether it has taken it, and so does the result. The payload's
-    /// length is at most [`most`].
+    /// Looks for the next packet, so many times; `take` says whether it has taken it, and so does the result. The payload's length is
+    /// at most [`most`].
     #[inline]
     pub(super) fn pop(
         &mut self,
-        take: impl FnOnce(&Header, Payload<'_>) -> bool,
+        looks: u32,
+        take: &mut impl FnMut(&Header, Payload<'_>) -> bool,
+    ) -> Result<Option<bool>, Garbage> {
+        let Some(length) = self.look(looks) else { return Ok(None) };
+        if length as usize > SMALL {
+            return self.pop_long(length, take);
+        }
+        let line = self.place.line(self.position);
+        // SAFETY: as in `pop_long`.
+        let (header, payload) = unsafe {
+            let header = line.add(HEADER).cast::<Header>().read();
+            (header, Payload::new((line.add(PAYLOAD), length as usize), (line, 0)))
+        };
+        let taken = take(&header, payload);
+        if taken {
+            self.position = self.position.wrapping_add(1);
+            if self.position.wrapping_sub(self.told) >= LINES / 4 {
+                self.tell();
+            }
+        }
+        Ok(Some(taken))
+    }
+
+    /// Looks so many times whether the next packet is there; its stamp's length.
+    #[inline]
+    fn look(&mut self, looks: u32) -> Option<u32> {
+        let stamp = self.place.stamp(self.position);
+        let mut left = looks;
+        let length = loop {
+            let stamp = stamp.load(Ordering::Acquire);
+            let length = (stamp >> 32) as u32;
+            if stamp as u32 == self.position && length & VALID != 0 {
+                break length & !VALID;
+            }
+            left = left.saturating_sub(1);
+            if left == 0 {
+                self.found = false;
+                return None;
+            }
+            // Without a pause between them the looks take the line from its writer: far cores need half more time so.
+            std::hint::spin_loop();
+        };
+        // The writer is ahead: its lines can come while this one is taken. A line that it has not written yet would be taken from it.
+        if std::mem::replace(&mut self.found, true) && left == looks {
+            prefetch(self.place.line(self.position.wrapping_add(AHEAD)));
+        }
+        Some(length)
+    }
+
+    #[inline(never)]
+    fn pop_long(
+        &mut self,
+        length: u32,
+        take: &mut impl FnMut(&Header, Payload<'_>) -> bool,
     ) -> Result<Option<bool>, Garbage> {
         let place = self.place;
-        let stamp = place.stamp(self.position).load(Ordering::Acquire);
-        let length = (stamp >> 32) as u32;
-        if stamp as u32 != self.position || length & VALID == 0 {
-            self.found = false;
-            return Ok(None);
-        }
-        // The writer is ahead: its lines can come while this one is taken. A line that it has not written yet would be taken from it.
-        if std::mem::replace(&mut self.found, true) {
-            prefetch(place.line(self.position.wrapping_add(AHEAD)));
-        }
         let way = if length & AROUND == 0 { Way::Through } else { Way::Around };
-        let length = (length & !(VALID | AROUND)) as usize;
+        let copied = Copied { way, is_measured: length & MEASURED != 0 };
+        let length = (length & !(AROUND | MEASURED)) as usize;
         if length > most(place.bytes) {
             return Err(Garbage::Length(length));
         }
         let line = place.line(self.position);
         // SAFETY: `split` never leads behind the ring's end, and the length is at most a quarter of it. The writer's stores to
         // the line and the payload happened before that of the stamp, and it writes there again only after they have been given
-        // back, below. A peer that breaks the rules can garble the bytes only, which are copied and nothing but bytes: any are
+        // back, in `tell`. A peer that breaks the rules can garble the bytes only, which are copied and nothing but bytes: any are
         // valid in `Header` and in what a payload is copied to.
         let (header, payload) = unsafe {
             let header = line.add(HEADER).cast::<Header>().read();
-            let payload = if length <= SMALL {
-                Payload::new((line.add(PAYLOAD), length), (line, 0))
-            } else {
-                let (begin, first) = place.split(self.payload, length);
-                Payload::new((place.payload.add(begin), first), (place.payload, length - first))
-            };
-            (header, payload)
+            let (begin, first) = place.split(self.payload, length);
+            (header, Payload::new((place.payload.add(begin), first), (place.payload, length - first)))
         };
-        if !self.measured.measure(way, length, || take(&header, payload)) {
+        if !self.measured.measure(copied, length, || take(&header, payload)) {
             return Ok(Some(false));
         }
         self.position = self.position.wrapping_add(1);
@@ -299,11 +374,18 @@ impl Reader {
         if self.position.wrapping_sub(self.told) >= LINES / 4
             || self.payload.wrapping_sub(self.payload_told) >= place.bytes / 4
         {
-            (self.told, self.payload_told) = (self.position, self.payload);
-            self.measured.tell(&place.told().costs);
-            place.taken().store(self.position, Ordering::Release);
+            self.tell();
         }
         Ok(Some(true))
+    }
+
+    /// Gives back what was taken.
+    #[inline(never)]
+    fn tell(&mut self) {
+        (self.told, self.payload_told) = (self.position, self.payload);
+        let told = self.place.told();
+        self.measured.tell(&told.costs);
+        told.taken.store(self.position, Ordering::Release);
     }
 }
 

@@ -67,7 +67,7 @@ fn header(operation: u32, length: usize) -> Header {
 /// Takes the next packet, its payload into a buffer.
 fn pop(reader: &mut Reader, buffer: &mut [u8]) -> Result<Option<(Header, usize)>, Garbage> {
     let mut got = None;
-    reader.pop(|header, payload| {
+    reader.pop(1, &mut |header, payload| {
         payload.copy_to(&mut buffer[..payload.len()]);
         got = Some((*header, payload.len()));
         true
@@ -110,7 +110,7 @@ fn a_ring_holds_four_of_the_longest_packets_or_64_short_ones() {
 #[test]
 fn a_length_that_leads_outside_is_refused() {
     for bytes in [256, 32 << 10] {
-        for length in [most(bytes) + 1, bytes as usize, AROUND as usize - 1] {
+        for length in [most(bytes) + 1, bytes as usize, MEASURED as usize - 1] {
             for position in [0, LINES - 1, u32::MAX] {
                 let memory = Memory::new(bytes);
                 let (_, mut reader) = memory.ends(position, 0);
@@ -245,4 +245,18 @@ impl<T> Ends<T> {
     fn get(&mut self) -> &mut T {
         &mut self.0
     }
+}
+
+/// Else the writer would never learn which way is better to its reader.
+#[cfg(all(target_arch = "x86_64", not(miri)))]
+#[test]
+fn the_reader_tells_what_copies_of_either_way_cost_it() {
+    let memory = Memory::new(64 << 10);
+    let (mut writer, mut reader) = memory.ends(0, 0);
+    let (sent, mut buffer) = (payload(1, 4096), buffer(&memory));
+    for _ in 0..300 {
+        assert!(writer.try_push(&header(1, sent.len()), &sent).unwrap());
+        assert!(pop(&mut reader, &mut buffer).unwrap().is_some());
+    }
+    assert!(memory.told.costs.iter().all(|cost| cost.load(Ordering::Relaxed) > 0), "{:?}", memory.told);
 }
