@@ -108,8 +108,7 @@ impl<T: Transport> Engine<T> {
             core.take_message(header, Label { source: peer, tag }, bytes.into());
             return Ok(None);
         }
-        // In pieces both copy at the same time, but who does not wait here may have something better to do.
-        let unasked = if waits { self.transport.unasked(peer) } else { self.transport.most(peer) };
+        let unasked = self.transport.unasked(peer, waits);
         if bytes.len() > unasked {
             let operation = core.add(What::Send { peer, memory, offered: true });
             let kind = if waits { Kind::OfferWaiting } else { Kind::Offer };
@@ -122,12 +121,9 @@ impl<T: Transport> Engine<T> {
         let mut sent = 0;
         if !core.outgoing.contains_key(&peer) {
             // Who goes on at once may send more: then the receiver is never without work, and a piece costs more than it brings.
-            let went = if waits {
-                send_unasked(&mut self.transport, peer, &header, bytes, &mut sent)
-            } else {
-                self.transport.try_send(peer, &header, bytes)
-            };
-            match went {
+            let transport = &mut self.transport;
+            let piece = if waits { transport.piece(peer, bytes.len()) } else { transport.most(peer) };
+            match send_unasked(transport, peer, &header, bytes, piece, &mut sent) {
                 Ok(true) => return Ok(None),
                 Ok(false) => {}
                 Err(broken) => {

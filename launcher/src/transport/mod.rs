@@ -52,8 +52,9 @@ pub(crate) trait Transport {
     /// The most bytes of payload in one packet to this peer.
     fn most(&self, peer: u32) -> usize;
 
-    /// The longest message to this peer that is sent without asking, in as many packets as it takes.
-    fn unasked(&self, peer: u32) -> usize {
+    /// The longest message to this peer that is sent without asking, in as many packets as it takes; `waits` says
+    /// that its sender does nothing but wait.
+    fn unasked(&self, peer: u32, _waits: bool) -> usize {
         self.most(peer)
     }
 

@@ -278,11 +278,11 @@ impl Transport for Transports {
     }
 
     #[inline]
-    fn unasked(&self, peer: u32) -> usize {
+    fn unasked(&self, peer: u32, waits: bool) -> usize {
         match (self.ways.get(peer as usize), &self.shared, &self.tcp, &self.verbs) {
-            (Some(Way::Shared | Way::SharedLater(_)), Some(shared), ..) => shared.unasked(peer),
-            (Some(Way::Verbs), _, _, Some(verbs)) => verbs.unasked(peer),
-            (Some(Way::Tcp(_)), _, Some(tcp), _) => tcp.unasked(peer),
+            (Some(Way::Shared | Way::SharedLater(_)), Some(shared), ..) => shared.unasked(peer, waits),
+            (Some(Way::Verbs), _, _, Some(verbs)) => verbs.unasked(peer, waits),
+            (Some(Way::Tcp(_)), _, Some(tcp), _) => tcp.unasked(peer, waits),
             _ => 0,
         }
     }

@@ -34,7 +34,9 @@ impl Core {
             }
             Outgoing::Message { header, operation, sent } => {
                 let before = *sent;
-                if !send_unasked(transport, peer, header, memory(*operation).unwrap_or_default(), sent)? {
+                let bytes = memory(*operation).unwrap_or_default();
+                let piece = transport.piece(peer, bytes.len());
+                if !send_unasked(transport, peer, header, bytes, piece, sent)? {
                     return Ok(*sent > before);
                 }
                 Some(*operation)
@@ -72,16 +74,16 @@ impl Core {
     }
 }
 
-/// Sends what is left of a message, as far as there is room. Whether that was all.
+/// Sends what is left of a message in pieces, as far as there is room. Whether that was all.
 #[inline]
 pub(super) fn send_unasked(
     transport: &mut impl Transport,
     peer: u32,
     header: &Header,
     bytes: &[u8],
+    piece: usize,
     sent: &mut usize,
 ) -> Result<bool, Broken> {
-    let piece = transport.piece(peer, bytes.len());
     if bytes.len() <= piece {
         return transport.try_send(peer, header, bytes);
     }

@@ -49,8 +49,8 @@ impl Transport for Queues {
         MOST
     }
 
-    fn unasked(&self, _: u32) -> usize {
-        UNASKED
+    fn unasked(&self, _: u32, waits: bool) -> usize {
+        if waits { UNASKED } else { MOST }
     }
 
     fn try_send(&mut self, peer: u32, header: &Header, payload: &[u8]) -> Result<bool, Broken> {

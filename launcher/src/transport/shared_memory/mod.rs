@@ -149,8 +149,9 @@ impl Transport for SharedMemory {
         most(self.layout.payload)
     }
 
-    /// Half of the ring: there is room for the next message while this one is taken.
-    fn unasked(&self, _: u32) -> usize {
+    /// Half of the ring: there is room for the next message while this one is taken. Also for who does not wait: it is copied in at once
+    /// where there is room.
+    fn unasked(&self, _: u32, _waits: bool) -> usize {
         (self.layout.payload as usize / 2).clamp(most(self.layout.payload), UNASKED)
     }
 

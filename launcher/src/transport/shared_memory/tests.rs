@@ -225,6 +225,17 @@ fn what_a_dead_rank_sent_still_comes_and_nobody_waits_for_it() {
 }
 
 #[test]
+fn a_long_message_has_room_whether_its_sender_waits_or_not() {
+    let (mut transport, _rank) = pair("memory");
+    let length = transport.unasked(8, false);
+    assert_eq!((length, transport.unasked(8, true)), (UNASKED, UNASKED));
+    let piece = vec![1; transport.most(8)];
+    for number in 0..length / piece.len() {
+        assert!(transport.try_send(8, &header(number as u32), &piece).unwrap(), "{number}");
+    }
+}
+
+#[test]
 fn a_peers_memory_is_read_until_it_dies() {
     let (mut transport, mut rank) = pair("memory");
     let address = rank.told("address").parse().unwrap();

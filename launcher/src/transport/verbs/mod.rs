@@ -517,8 +517,8 @@ impl Transport for Verbs {
     }
 
     #[inline]
-    fn unasked(&self, _: u32) -> usize {
-        UNASKED
+    fn unasked(&self, _: u32, waits: bool) -> usize {
+        if waits { UNASKED } else { MOST }
     }
 
     #[inline]
