@@ -50,12 +50,13 @@ const COLUMNS: usize = 3;
 const LINE: u32 = 20;
 const SIZE: (u32, u32) = (860, 540);
 /// Colours that the colour-blind tell apart too (Okabe and Ito).
-const COLOURS: [RGBColor; 5] = [
+const COLOURS: [RGBColor; 6] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
     RGBColor(0, 158, 115),
     RGBColor(204, 121, 167),
     RGBColor(86, 86, 86),
+    RGBColor(230, 159, 0),
 ];
 
 impl Plot {

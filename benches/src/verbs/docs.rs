@@ -99,7 +99,8 @@ fn plot(measured: &Measured, setting: &str) -> Plot {
     let curves = [LATENCIES[0], LATENCIES[2], LATENCIES[4], LATENCIES[5], MEANS[1], MEANS[2]].map(curve);
     Plot {
         title: "One way between two ranks over a soft-RoCE device".to_owned(),
-        subtitle: setting.to_owned(),
+        // The page has all of it; a picture has room for the first part.
+        subtitle: setting.split("; on ").next().unwrap_or(setting).chars().take(130).collect(),
         x: "bytes of a message".to_owned(),
         x_number: size,
         y: "us".to_owned(),
