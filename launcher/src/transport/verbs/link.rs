@@ -70,6 +70,11 @@ impl Link {
         self.sent - self.under_way.len() as u64
     }
 
+    /// The peer's device has so many more of those under way.
+    pub(super) fn have_arrived(&mut self, count: usize) {
+        self.under_way.drain(..count.min(self.under_way.len()));
+    }
+
     /// Is there something on its way that the peer may wait for?
     pub(super) fn is_sending(&self) -> bool {
         self.arrived() < self.last

@@ -356,7 +356,7 @@ impl Verbs {
                         Err(why) => failed.push_back((peer, Failure::of_peer(why))),
                     }
                 }
-                Told::Sent(count) => _ = link.under_way.drain(..count.min(link.under_way.len())),
+                Told::Sent(count) => link.have_arrived(count),
                 Told::Read(_) => reads.arrived(peer),
                 Told::Failed(error) => failed.push_back((peer, error.into())),
             }
@@ -411,7 +411,7 @@ impl Verbs {
             let Some(peer) = peers[port].get(&number).copied() else { return };
             let Some(Some(link)) = links.get_mut(peer as usize) else { return };
             match told {
-                Told::Sent(count) => _ = link.under_way.drain(..count.min(link.under_way.len())),
+                Told::Sent(count) => link.have_arrived(count),
                 Told::Read(_) => reads.arrived(peer),
                 Told::Failed(error) => failed.push_back((peer, error.into())),
                 Told::Packet(_) => {}
