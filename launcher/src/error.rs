@@ -222,7 +222,7 @@ pub enum Error {
         why: String,
     },
     /// An operation was not over in time: [`Job::set_timeout`](crate::Job::set_timeout).
-    #[error("rank {rank}: {what} was not over within {waited:.1?}")]
+    #[error("rank {rank}: {what} was not over within {waited:.1?}{under_way}")]
     TimedOut {
         /// This rank, in the job.
         rank: u32,
@@ -230,6 +230,8 @@ pub enum Error {
         what: String,
         /// How long it waited.
         waited: std::time::Duration,
+        /// What connections of NICs are busy with; nothing where they are idle.
+        under_way: String,
     },
     /// A rank that the communicator doesn't have.
     #[error("{what} names rank {rank}, and the communicator has ranks 0 to {last}")]

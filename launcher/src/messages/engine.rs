@@ -47,6 +47,11 @@ impl Engine<Transports> {
         self.transport.registrations()
     }
 
+    /// What connections of NICs are busy with, in words for errors.
+    pub(crate) fn under_way(&self) -> String {
+        self.transport.under_way()
+    }
+
     /// Begins to connect to a peer. Whether messages can go there now.
     pub(crate) fn open(&mut self, peer: u32) -> Result<bool, Failure> {
         if let Some(failure) = self.broken(peer) {

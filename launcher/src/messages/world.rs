@@ -315,7 +315,8 @@ impl World {
             if let Some(timeout) = self.timeout.get()
                 && waited > timeout
             {
-                return Err(Error::TimedOut { rank: self.rank, what: what.to_string(), waited });
+                let (what, under_way) = (what.to_string(), self.engine.borrow().under_way());
+                return Err(Error::TimedOut { rank: self.rank, what, waited, under_way });
             }
             if waited > PATIENCE {
                 thread::sleep(NAP);

@@ -214,6 +214,11 @@ impl Transports {
         self.verbs.as_ref().map_or(0, |verbs| verbs.registrations())
     }
 
+    /// What connections of NICs are busy with, in words for errors; nothing where they are idle.
+    pub(crate) fn under_way(&self) -> String {
+        self.verbs.as_ref().map_or_else(String::new, |verbs| verbs.under_way())
+    }
+
     /// Begins to connect to a peer, where the transport has connections of NICs. Whether packets can go there now.
     ///
     /// # Errors

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use roce_verbs::{Connection, PacketPair, PacketSlot};
 
 use super::credits::Credits;
+use super::stall::Seen;
 use super::{HEAD, Head};
 use crate::transport::Header;
 
@@ -43,6 +44,8 @@ pub(super) struct Link {
     pub(super) unchecked: Option<Box<Connection>>,
     /// Of those sent, the last that was more than places given back.
     pub(super) last: u64,
+    /// When something of it was over last.
+    pub(super) seen: Seen,
     /// Connections that failed since one carried something, and what all had carried then.
     fruitless: u32,
     carried: u64,
@@ -60,13 +63,14 @@ impl Link {
             under_way: VecDeque::new(),
             unchecked: None,
             last: 0,
+            seen: Seen::default(),
             fruitless: 0,
             carried: 0,
         }
     }
 
     /// Packets that the peer's device has.
-    fn arrived(&self) -> u64 {
+    pub(super) fn arrived(&self) -> u64 {
         self.sent - self.under_way.len() as u64
     }
 

@@ -16,6 +16,7 @@ mod mend;
 mod port;
 mod reads;
 mod service;
+mod stall;
 mod words;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -189,6 +190,7 @@ impl Opened {
             failed: VecDeque::new(),
             unchecked: Vec::new(),
             connecting: None,
+            rests: 0,
             broken: VecDeque::new(),
             desk,
             service: Some(service),
@@ -221,6 +223,8 @@ pub(crate) struct Verbs {
     unchecked: Vec<u32>,
     /// Until when the service thread gets this thread's CPU where nothing comes: it has a connection to make, perhaps on the same one.
     connecting: Option<Instant>,
+    /// Polls that found nothing.
+    rests: u32,
     /// To be told.
     broken: VecDeque<Broken>,
     desk: Arc<Desk>,
@@ -541,6 +545,9 @@ impl Transport for Verbs {
         }
         self.take_news();
         let came = self.broken.is_empty() && self.poll_once(deliver);
+        if !came {
+            self.rest();
+        }
         self.settle(deliver);
         if self.connecting.is_some() && !came {
             self.leave_cpu();

@@ -71,6 +71,8 @@ pub(super) struct Reads {
     /// Parts under way by peer, in their order, which is the order in which they end: the operation, `None` if it was given up, and
     /// bytes; 0 for the small one that proves those before it.
     under_way: BTreeMap<u32, VecDeque<(Option<u32>, usize)>>,
+    /// How many parts were over, by peer.
+    over: BTreeMap<u32, u64>,
     /// Those that are over and not told yet, with their peers.
     finished: VecDeque<(u32, u32)>,
 }
@@ -94,8 +96,7 @@ impl Reads {
     pub(super) fn next(&mut self, is_up: impl Fn(u32) -> bool) -> Option<(u32, Part<'_>)> {
         let place = self.unbegun.iter().position(|operation| {
             let Some(peer) = self.all.get(operation).map(|read| read.peer) else { return false };
-            let under_way = self.under_way.get(&peer).map_or(0, VecDeque::len);
-            under_way < usize::from(READS) && is_up(peer)
+            self.under_way(peer) < usize::from(READS) && is_up(peer)
         })?;
         self.unbegun.swap(0, place);
         let read = self.all.get(self.unbegun.front()?)?;
@@ -126,6 +127,7 @@ impl Reads {
         let Some((operation, length)) = self.under_way.get_mut(&peer).and_then(VecDeque::pop_front) else {
             return;
         };
+        *self.over.entry(peer).or_default() += 1;
         let Some(operation) = operation else { return };
         let Some(read) = self.all.get_mut(&operation) else { return };
         read.come += length;
@@ -136,6 +138,16 @@ impl Reads {
             }
             self.finished.push_back((operation, peer));
         }
+    }
+
+    /// How many parts of a peer's are under way.
+    pub(super) fn under_way(&self, peer: u32) -> usize {
+        self.under_way.get(&peer).map_or(0, VecDeque::len)
+    }
+
+    /// How many were over so far.
+    pub(super) fn over(&self, peer: u32) -> u64 {
+        self.over.get(&peer).copied().unwrap_or(0)
     }
 
     /// Is nothing being read?

@@ -1,0 +1,105 @@
+//! Connections on which nothing goes on.
+//!
+//! A NIC gives up after about 9 s and says so. Soft-RoCE sends again for ever, and after its port was away has been seen to wait for an
+//! answer that it never asks for again. So a connection of which nothing that is under way has been over for longer than that is taken down,
+//! and another one goes on.
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use super::Verbs;
+use super::link::{Link, State};
+use super::mend::Failure;
+
+/// How long nothing of what is under way may be over: more than a NIC needs to give up.
+const PATIENCE: Duration = Duration::from_secs(12);
+/// How many polls that find nothing lie between two looks: each asks for the time.
+const POLLS: u32 = 1 << 12;
+
+/// When something was over last.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Seen {
+    /// What was over by then, and when that was noticed.
+    last: Option<(u64, Instant)>,
+}
+
+impl Seen {
+    /// Looks how much is over now. Whether it has been no more for too long, while something was under way.
+    fn is_stalled(&mut self, over: u64, is_under_way: bool, now: Instant) -> bool {
+        match self.last {
+            _ if !is_under_way => self.last = None,
+            Some((before, since)) if before == over => return now.duration_since(since) > PATIENCE,
+            _ => self.last = Some((over, now)),
+        }
+        false
+    }
+}
+
+impl Verbs {
+    /// Nothing has come. Every now and then connections are looked at.
+    #[inline]
+    pub(super) fn rest(&mut self) {
+        self.rests = self.rests.wrapping_add(1);
+        if self.rests.is_multiple_of(POLLS) {
+            self.look_at_stalled(Instant::now());
+        }
+    }
+
+    #[cold]
+    fn look_at_stalled(&mut self, now: Instant) {
+        let Self { links, reads, failed, .. } = self;
+        for (peer, link) in (0..).zip(links).filter_map(|(peer, link)| Some((peer, link.as_mut()?))) {
+            let reading = if matches!(link.state, State::Up(_)) { reads.under_way(peer) } else { 0 };
+            let is_under_way = matches!(link.state, State::Up(_)) && reading + link.under_way.len() > 0;
+            if link.seen.is_stalled(link.arrived() + reads.over(peer), is_under_way, now) {
+                link.seen = Seen::default();
+                let why =
+                    format!("for {} s nothing was over of {}", PATIENCE.as_secs(), under_way(link, reading));
+                failed.push_back((peer, Failure::of_connection(why)));
+            }
+        }
+    }
+
+    /// What is the matter with connections that are not idle, in words: `; rank 1: verbs (rxe0:1), connection 2, 3 packets and 1 read
+    /// under way`.
+    pub(crate) fn under_way(&self) -> String {
+        let describe = |(peer, link): (u32, &Option<Box<Link>>)| {
+            let link = link.as_deref()?;
+            let reading = self.reads.under_way(peer);
+            let what: &dyn fmt::Display = match &link.state {
+                State::None | State::Broken(_) => return None,
+                State::Opening => &"being made",
+                State::Up(_) if reading + link.under_way.len() == 0 => return None,
+                State::Up(_) => &under_way(link, reading),
+            };
+            Some(format!("; rank {peer}: {}, connection {}: {what}", self.names[link.port], link.era + 1))
+        };
+        (0..).zip(&self.links).filter_map(describe).collect()
+    }
+}
+
+/// `3 packets and 1 read under way`
+fn under_way(link: &Link, reading: usize) -> String {
+    let number = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
+    format!("{} and {} under way", number(link.under_way.len(), "packet"), number(reading, "read"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_goes_on_or_has_nothing_to_do_is_not_stalled() {
+        let start = Instant::now();
+        let after = |seconds| start + Duration::from_secs(seconds);
+        let mut seen = Seen::default();
+        assert!(!seen.is_stalled(5, true, start));
+        assert!(!seen.is_stalled(6, true, after(10)));
+        assert!(!seen.is_stalled(6, true, after(20)));
+        // It was idle in between.
+        assert!(!seen.is_stalled(6, false, after(21)));
+        assert!(!seen.is_stalled(6, true, after(30)));
+        assert!(!seen.is_stalled(6, true, after(41)));
+        assert!(seen.is_stalled(6, true, after(43)));
+    }
+}
