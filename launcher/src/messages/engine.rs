@@ -194,7 +194,7 @@ impl<T: Transport> Engine<T> {
                 break;
             }
             let core = &mut self.core;
-            let looked = self.transport.look_at(peer, &mut |header, payload| {
+            let looked = self.transport.look_for(peer, 1, &mut |header, payload| {
                 core.take(peer, header, payload);
                 true
             });

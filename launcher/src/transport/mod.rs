@@ -34,7 +34,7 @@ pub(crate) enum Fetched {
     Impossible,
 }
 
-/// What [`Transport::look_at`] has found.
+/// What [`Transport::look_for`] has found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Look {
     /// Nothing has come.
@@ -82,33 +82,18 @@ pub(crate) trait Transport {
     /// If a peer can't be reached any more; what it sent before has been given.
     fn poll(&mut self, deliver: &mut impl FnMut(u32, &Header, Payload<'_>)) -> Result<bool, Broken>;
 
-    /// Looks at the next packet of one peer alone. `take` says whether it has taken it; else it stays the next one.
+    /// Looks for the next packet of one peer alone, so many times as long as nothing has come. `take` says whether it has taken it; else it
+    /// stays the next one.
     ///
     /// # Errors
     /// As [`poll`](Self::poll).
-    fn look_at(
+    fn look_for(
         &mut self,
         _peer: u32,
+        _looks: u32,
         _take: &mut impl FnMut(&Header, Payload<'_>) -> bool,
     ) -> Result<Look, Broken> {
         Ok(Look::Poll)
-    }
-
-    /// As [`look_at`](Self::look_at), so many times, as long as nothing has come.
-    #[inline]
-    fn look_for(
-        &mut self,
-        peer: u32,
-        looks: u32,
-        take: &mut impl FnMut(&Header, Payload<'_>) -> bool,
-    ) -> Result<Look, Broken> {
-        for _ in 0..looks {
-            match self.look_at(peer, take)? {
-                Look::Nothing => std::hint::spin_loop(),
-                other => return Ok(other),
-            }
-        }
-        Ok(Look::Nothing)
     }
 
     /// How a peer may read a message that is offered to it. The peer may until the operation's offer is withdrawn, and the engine

@@ -253,7 +253,10 @@ impl Transports {
 
     #[inline(never)]
     fn send_short_otherwise(&mut self, peer: u32, header: &Header, payload: &[u8]) -> bool {
-        self.try_send(peer, header, payload) == Ok(true)
+        match (self.ways.get(peer as usize), &mut self.verbs) {
+            (Some(Way::Verbs), Some(verbs)) => verbs.send_short(peer, header, payload),
+            _ => self.try_send(peer, header, payload) == Ok(true),
+        }
     }
 
     fn try_send_otherwise(&mut self, peer: u32, header: &Header, payload: &[u8]) -> Result<bool, Broken> {
@@ -297,19 +300,6 @@ impl Transport for Transports {
         match (self.ways.get(peer as usize), &self.shared) {
             (Some(Way::Shared | Way::SharedLater(_)), Some(shared)) => shared.piece(peer, length),
             _ => self.most(peer),
-        }
-    }
-
-    #[inline]
-    fn look_at(
-        &mut self,
-        peer: u32,
-        take: &mut impl FnMut(&Header, Payload<'_>) -> bool,
-    ) -> Result<Look, Broken> {
-        match (self.ways.get(peer as usize), &mut self.shared, &mut self.verbs) {
-            (Some(Way::Shared | Way::SharedLater(_)), Some(shared), _) => shared.look_at(peer, take),
-            (Some(Way::Verbs), _, Some(verbs)) => verbs.look_at(peer, take),
-            _ => Ok(Look::Poll),
         }
     }
 

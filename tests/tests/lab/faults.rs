@@ -14,6 +14,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 pub(crate) const CONTROLS: &[Control] = &[
     Control { name: "faults::a_rail_or_its_gid_may_go_for_a_moment_while_ranks_send", run: moment },
+    Control {
+        name: "faults::a_connection_whose_packets_the_network_swallows_is_replaced_by_another",
+        run: swallowed,
+    },
     Control { name: "faults::a_rail_or_its_gid_that_stays_away_is_an_error_that_says_so", run: stays_away },
     Control { name: "faults::a_rank_that_dies_in_the_middle_of_anything_is_told_to_all", run: deaths },
     Control { name: "faults::a_rank_that_receives_nothing_for_long_loses_nothing", run: starved },
@@ -50,6 +54,7 @@ fn flow(cluster: &Cluster, vm1: &str, vm2: &str) -> Result<(String, Output, Vec<
     for number in [1, 2] {
         let back = format!(
             "kill $(cat /run/fault.pid) 2> /dev/null\n\
+             tc qdisc del dev rail1 clsact 2> /dev/null\n\
              ip link set rail1 up; ip addr replace 10.0.1.{number}/24 dev rail1"
         );
         cluster.run_as_root(&format!("vm{number}"), &back, TIMEOUT)?;
@@ -81,6 +86,32 @@ fn moment(lab: &Lab) -> Result<(), Failed> {
         .map(|(to, header)| (to, header.destination_qp))
         .collect();
     ensure(pairs.len() >= 2 * 2, || told(&format!("connections that did not fail: {pairs:?}")))?;
+    all_idle(&cluster)
+}
+
+/// All packets of one connection vanish, and no others: those of datagrams arrive, and those of the connection that takes its place. Soft-RoCE
+/// would send again for ever.
+fn swallowed(lab: &Lab) -> Result<(), Failed> {
+    let cluster = lab.cluster()?;
+    // A queue pair's number is the low 24 bits of the word that begins 32 bytes after the IP header does: 20 of that, 8 of UDP.
+    let swallow = "for module in sch_ingress cls_u32 act_gact; do modprobe $module; done\n\
+                   tc qdisc add dev rail1 clsact\n\
+                   peers=$(rdma resource show qp | awk '/link rxe1.* type RC / { for (i = 1; i < NF; i++) if ($i == \"rqpn\") print $(i + 1) }')\n\
+                   for peer in $peers; do\n\
+                   tc filter add dev rail1 egress protocol ip u32 match ip protocol 17 0xff match u32 $peer 0x00ffffff at 32 action drop\n\
+                   done\n\
+                   echo swallowed: $peers";
+    let vm1 = format!("{swallow}\n{GOES_ON}; {GOES_ON}; tc -s filter show dev rail1 egress; touch enough");
+    let (script, output, packets) = flow(&cluster, &vm1, ":")?;
+    let log = cluster.run("vm1", "cat /run/fault.log", TIMEOUT)?.stdout;
+    let peers = log.lines().find_map(|line| line.strip_prefix("swallowed: ")).unwrap_or_default();
+    let dropped =
+        log.split("(dropped ").skip(1).filter_map(|rest| rest.split(',').next()?.parse::<u64>().ok());
+    let is_right = peers.split_whitespace().count() == 1 && dropped.sum::<u64>() > 0;
+    ensure(is_right && output.success() && output.stdout.matches(" rounds, ").count() == 2, || {
+        format!("{log}\n{}", told(&script, &output).message().unwrap_or_default())
+    })?;
+    in_class(&packets)?;
     all_idle(&cluster)
 }
 

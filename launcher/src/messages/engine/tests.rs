@@ -78,9 +78,10 @@ impl Transport for Queues {
         Ok(came)
     }
 
-    fn look_at(
+    fn look_for(
         &mut self,
         peer: u32,
+        _: u32,
         take: &mut impl FnMut(&Header, Payload<'_>) -> bool,
     ) -> Result<Look, Broken> {
         let mut wires = self.wires.borrow_mut();

@@ -210,15 +210,6 @@ impl Transport for SharedMemory {
     }
 
     #[inline]
-    fn look_at(
-        &mut self,
-        peer: u32,
-        take: &mut impl FnMut(&Header, Payload<'_>) -> bool,
-    ) -> Result<Look, Broken> {
-        self.look_for(peer, 1, take)
-    }
-
-    #[inline]
     fn look_for(
         &mut self,
         peer: u32,

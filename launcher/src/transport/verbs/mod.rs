@@ -56,7 +56,7 @@ const SENDS: u16 = 8;
 const READS: u16 = 8;
 /// Messages from this length on are read from the sender's memory: to register it costs more than to copy less.
 const REGISTERED: usize = 32 * 1024;
-/// How often a look at one peer polls: more than once, for between looks is a pause, which a NIC does not need.
+/// How often a look at one peer polls: more than once, for a NIC needs no pause between looks.
 const POLLS: u32 = 16;
 /// How long a rank leaves its CPU to the thread that makes its connection, in naps of at most this length: to yield is not enough where both have
 /// one CPU, for the kernel gives each its half then.
@@ -538,6 +538,12 @@ impl Transport for Verbs {
         })
     }
 
+    /// Whatever stands in the way, `try_send` finds again.
+    #[inline]
+    fn send_short(&mut self, peer: u32, header: &Header, payload: &[u8]) -> bool {
+        matches!(self.send_now(peer, header, payload, false), Ok(true))
+    }
+
     #[inline]
     fn poll(&mut self, deliver: &mut impl FnMut(u32, &Header, Payload<'_>)) -> Result<bool, Broken> {
         if !self.unchecked.is_empty() {
@@ -560,9 +566,10 @@ impl Transport for Verbs {
 
     /// The way of a short message that is waited for. Whatever else there is to do, `poll` does.
     #[inline]
-    fn look_at(
+    fn look_for(
         &mut self,
         peer: u32,
+        looks: u32,
         take: &mut impl FnMut(&Header, Payload<'_>) -> bool,
     ) -> Result<Look, Broken> {
         let idle = self.broken.is_empty() && self.due.is_empty() && self.failed.is_empty();
@@ -576,7 +583,9 @@ impl Transport for Verbs {
         let queue = &mut self.queues[port];
         let (mut taken, mut wrong) = (false, None);
         let mut polled = Ok(Polled::Nothing);
-        for _ in 0..POLLS {
+        let mut left = looks.saturating_mul(POLLS);
+        while left > 0 && matches!(polled, Ok(Polled::Nothing)) {
+            left -= 1;
             polled = queue.poll_for(|from, told| {
                 let Told::Packet(bytes) = told else { return false };
                 let Some((head, payload)) = Link::split(bytes) else { return false };
@@ -589,7 +598,7 @@ impl Transport for Verbs {
                 }
                 taken
             });
-            if !matches!(polled, Ok(Polled::Nothing)) {
+            if left.is_multiple_of(POLLS) && self.desk.has_news() {
                 break;
             }
         }
