@@ -541,7 +541,7 @@ impl Transport for Verbs {
     /// Whatever stands in the way, `try_send` finds again.
     #[inline]
     fn send_short(&mut self, peer: u32, header: &Header, payload: &[u8]) -> bool {
-        matches!(self.send_now(peer, header, payload, false), Ok(true))
+        matches!(self.send(peer, header, payload, false), Ok(true))
     }
 
     #[inline]
