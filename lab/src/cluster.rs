@@ -8,6 +8,10 @@ use crate::{
     qemu, share,
     switch::{PortFiles, Switch},
 };
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+};
 use std::{
     env,
     fs::{self, File},
@@ -36,6 +40,8 @@ pub struct Cluster {
     accelerator: Accelerator,
     captures: Captures,
     interrupt: Interrupt,
+    /// The folder of results is this cluster's.
+    _lock: Flock<File>,
 }
 
 #[derive(Debug)]
@@ -107,6 +113,7 @@ impl Cluster {
             options,
             accelerator,
             captures,
+            _lock: folders.lock,
             interrupt: interrupt.clone(),
         };
         cluster.wait_for(cluster.options.boot_timeout, &GuestFault::NeverBooted, |console| console.booted)?;
@@ -285,12 +292,19 @@ struct Folders {
     wire: PathBuf,
     logs: PathBuf,
     share: PathBuf,
+    lock: Flock<File>,
 }
 
 impl Folders {
     /// Makes them, empty.
     fn prepare(results: &Path) -> Result<Self, Error> {
         fs::create_dir_all(results).map_err(Error::file("create", results))?;
+        let path = results.join("lock");
+        let file = File::create(&path).map_err(Error::file("create", &path))?;
+        let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| match error {
+            Errno::EWOULDBLOCK => Error::InUse { path: results.to_owned() },
+            error => Error::file("lock", &path)(error.into()),
+        })?;
         let empty = |name: &str| {
             let path = results.join(name);
             if path.exists() {
@@ -300,7 +314,7 @@ impl Folders {
             // QEMU wants no relative path, whatever its working directory.
             path.canonicalize().map_err(Error::file("find", &path))
         };
-        Ok(Self { wire: empty("wire")?, logs: empty("logs")?, share: empty("share")? })
+        Ok(Self { wire: empty("wire")?, logs: empty("logs")?, share: empty("share")?, lock })
     }
 }
 
@@ -318,4 +332,22 @@ fn socket_folder() -> Result<TempDir, Error> {
 /// A lock whose holder panicked still guards plain data.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_that_a_cluster_uses_is_no_other_ones() {
+        let results = tempfile::tempdir().unwrap();
+        let folders = Folders::prepare(results.path()).unwrap();
+        let kept = folders.share.join("kept");
+        fs::write(&kept, "").unwrap();
+        let error = Folders::prepare(results.path()).err().unwrap().to_string();
+        assert!(error.starts_with("another cluster runs with /"), "{error}");
+        assert!(kept.exists());
+        drop(folders);
+        Folders::prepare(results.path()).unwrap();
+    }
 }

@@ -25,6 +25,13 @@ pub enum Error {
         source: io::Error,
     },
 
+    /// Another cluster that runs has its files there.
+    #[error("another cluster runs with {} as its folder; wait for its end, or name another folder", path.display())]
+    InUse {
+        /// The folder.
+        path: PathBuf,
+    },
+
     /// A program could not be started.
     #[error("cannot start {program}; is it installed? `cargo xtask demo` installs what the lab needs")]
     Start {
