@@ -30,18 +30,26 @@ pub(crate) fn send(job: &mut Job, size: usize, times: u32) -> Result<Laps> {
     let mut free = Some(pair.buffer(size)?);
     job.barrier()?;
     let rank = job.rank();
-    let laps = laps(times, |_| {
-        let mut sending = None;
-        if rank == 0 {
-            sending = Some(pair.post_send(free.take().context("no buffer")?, size)?);
-        }
+    // In perftest's order: a receive is posted again before the answer is sent, and a send has completed before the next receive is
+    // waited for.
+    let mut send = |pair: &mut QueuePair| {
+        let sending = pair.post_send(free.take().context("no buffer")?, size)?;
+        free = Some(pair.wait(sending, PATIENCE)?.buffer);
+        anyhow::Ok(())
+    };
+    let mut receive = |pair: &mut QueuePair| {
         let received = pair.wait(receives.pop_front().context("no receive")?, PATIENCE)?;
-        if rank == 1 {
-            sending = Some(pair.post_send(free.take().context("no buffer")?, size)?);
-        }
         receives.push_back(pair.post_receive(received.buffer)?);
-        free = Some(pair.wait(sending.context("not sent")?, PATIENCE)?.buffer);
-        Ok(())
+        anyhow::Ok(())
+    };
+    let laps = laps(times, |_| {
+        if rank == 0 {
+            send(&mut pair)?;
+            receive(&mut pair)
+        } else {
+            receive(&mut pair)?;
+            send(&mut pair)
+        }
     })?;
     job.barrier()?;
     Ok(laps.half())
