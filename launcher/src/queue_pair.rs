@@ -121,6 +121,7 @@ impl QueuePair {
     ///
     /// # Errors
     /// [`Error::Transfer`].
+    #[inline]
     pub fn post_receive(&self, buffer: Buffer) -> Result<WorkId> {
         self.pair.post_receive(buffer).map_err(|rejected| self.rejected("receive", rejected))
     }
@@ -130,6 +131,7 @@ impl QueuePair {
     ///
     /// # Errors
     /// [`Error::Transfer`].
+    #[inline]
     pub fn post_send(&self, buffer: Buffer, bytes: usize) -> Result<WorkId> {
         self.pair.post_send(buffer, bytes).map_err(|rejected| self.rejected("send", rejected))
     }
@@ -138,6 +140,7 @@ impl QueuePair {
     ///
     /// # Errors
     /// [`Error::Transfer`].
+    #[inline]
     pub fn post_write(
         &self,
         buffer: Buffer,
@@ -153,6 +156,7 @@ impl QueuePair {
     ///
     /// # Errors
     /// [`Error::Transfer`].
+    #[inline]
     pub fn post_read(
         &self,
         buffer: Buffer,
@@ -173,30 +177,46 @@ impl QueuePair {
     /// [`Error::Transfer`] with the operation's own failure, the first failure of this queue pair where this one is
     /// its consequence, or a timeout; [`Error::PortLost`] where the port failed under it.
     pub fn wait(&mut self, id: WorkId, patience: Duration) -> Result<Done> {
+        let next = if self.finished.is_empty() { self.pair.completions().wait_a_moment() } else { Ok(None) };
+        match next {
+            // Mostly what comes next is what is waited for.
+            Ok(Some(Completion { id: next, result: Ok(bytes), buffer, .. })) if next == id => {
+                Ok(Done { bytes, buffer })
+            }
+            next => self.wait_on(id, patience, next),
+        }
+    }
+
+    /// Waits until an operation has finished that did not finish next.
+    fn wait_on(
+        &mut self,
+        id: WorkId,
+        patience: Duration,
+        mut next: roce_verbs::Result<Option<Completion>>,
+    ) -> Result<Done> {
         let mut deadline = None;
         loop {
-            if let Some(place) = self.finished.iter().position(|completion| completion.id == id)
-                && let Some(completion) = self.finished.remove(place)
-            {
-                return self.finish(completion);
-            }
-            let completions = self.pair.completions();
-            let waited = match completions.wait_a_moment() {
-                Ok(None) => completions.wait(*deadline.get_or_insert_with(|| Instant::now() + patience)),
-                Ok(Some(completion)) => Ok(completion),
-                Err(error) => Err(error),
-            };
-            match waited {
-                Ok(completion) if completion.id == id && completion.result.is_ok() => {
-                    return self.finish(completion);
-                }
-                Ok(completion) => self.keep(completion),
+            match next {
+                Ok(None) => {}
+                Ok(Some(completion)) => self.keep(completion),
                 // What failed elsewhere on this queue pair is why nothing comes.
                 Err(error) => {
                     let source = self.failure.clone().map_or(error, roce_verbs::Error::from);
                     return Err(self.failed("waiting for an operation", source));
                 }
             }
+            let place = self.finished.iter().position(|completion| completion.id == id);
+            if let Some(completion) = place.and_then(|place| self.finished.remove(place)) {
+                return self.finish(completion);
+            }
+            let completions = self.pair.completions();
+            next = match completions.wait_a_moment() {
+                // No look at the clock before it is needed.
+                Ok(None) => {
+                    completions.wait(*deadline.get_or_insert_with(|| Instant::now() + patience)).map(Some)
+                }
+                next => next,
+            };
         }
     }
 
@@ -254,7 +274,7 @@ impl QueuePair {
         if let Err(error) = &completion.result
             && !error.is_flush()
         {
-            self.failure.get_or_insert_with(|| error.clone());
+            self.failure.get_or_insert_with(|| (**error).clone());
         }
         self.finished.push_back(completion);
     }
@@ -265,7 +285,7 @@ impl QueuePair {
             Err(error) => error,
         };
         if !error.is_flush() {
-            return Err(self.failed("a transfer", error.into()));
+            return Err(self.failed("a transfer", (*error).into()));
         }
         // A consequence: the cause may come right behind it.
         let until = Instant::now() + AFTERMATH;
@@ -285,14 +305,16 @@ impl QueuePair {
                 let (from, to) = (self.ends.from.clone(), self.ends.to.clone());
                 Err(Error::PortLost { from, to, source: Box::new(source) })
             }
-            Ok(_) => Err(self.failed("a transfer", error.into())),
+            Ok(_) => Err(self.failed("a transfer", (*error).into())),
         }
     }
 
+    #[cold]
     fn rejected(&self, operation: &'static str, rejected: Rejected) -> Error {
         self.failed(operation, rejected.into())
     }
 
+    #[cold]
     fn failed(&self, operation: &'static str, source: roce_verbs::Error) -> Error {
         failed(&self.ends, operation, source)
     }

@@ -1,7 +1,7 @@
 //! Sends and RDMA writes on a queue pair of the library, for who wants verbs.
 
 use std::collections::VecDeque;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use roce_launcher::{Buffer, Job, QueuePair, RemoteWindow, VerbsWindow, WorkId};
@@ -11,37 +11,47 @@ use crate::clock::{Laps, laps};
 use crate::messages::window;
 
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Receives that a stream's receiver has posted: more than there are sends under way, else a send finds none and is told to come again.
-const RECEIVES: u32 = 64;
+
+/// How many receives a stream's receiver has posted: more than there are sends under way, else a send finds none and is told to come
+/// again. No more than that, for each has a buffer of its own, and perftest's have one together.
+fn receives(size: usize) -> u32 {
+    2 * window(size)
+}
 
 fn connect(job: &mut Job) -> Result<QueuePair> {
     let peer = 1 - job.rank();
-    let depth = Depth { send: 17, receive: RECEIVES };
+    let depth = Depth { send: 17, receive: 64 };
     job.connect_with(&[peer], depth)?.pop().context("no queue pair")
 }
 
 /// Half of the time that a send and its answer take.
 pub(crate) fn send(job: &mut Job, size: usize, times: u32) -> Result<Laps> {
     let mut pair = connect(job)?;
-    let mut receives = VecDeque::new();
-    for _ in 0..2 {
-        receives.push_back(pair.post_receive(pair.buffer(size)?)?);
-    }
+    let mut next = pair.post_receive(pair.buffer(size)?)?;
+    let mut after = pair.post_receive(pair.buffer(size)?)?;
     let mut free = Some(pair.buffer(size)?);
     job.barrier()?;
     let rank = job.rank();
+    // In perftest's order: a receive is posted again before the answer is sent, and a send has completed before the next receive is
+    // waited for.
+    let mut send = |pair: &mut QueuePair| {
+        let sending = pair.post_send(free.take().context("no buffer")?, size)?;
+        free = Some(pair.wait(sending, PATIENCE)?.buffer);
+        anyhow::Ok(())
+    };
+    let mut receive = |pair: &mut QueuePair| {
+        let received = pair.wait(next, PATIENCE)?;
+        (next, after) = (after, pair.post_receive(received.buffer)?);
+        anyhow::Ok(())
+    };
     let laps = laps(times, |_| {
-        let mut sending = None;
         if rank == 0 {
-            sending = Some(pair.post_send(free.take().context("no buffer")?, size)?);
+            send(&mut pair)?;
+            receive(&mut pair)
+        } else {
+            receive(&mut pair)?;
+            send(&mut pair)
         }
-        let received = pair.wait(receives.pop_front().context("no receive")?, PATIENCE)?;
-        if rank == 1 {
-            sending = Some(pair.post_send(free.take().context("no buffer")?, size)?);
-        }
-        receives.push_back(pair.post_receive(received.buffer)?);
-        free = Some(pair.wait(sending.context("not sent")?, PATIENCE)?.buffer);
-        Ok(())
     })?;
     job.barrier()?;
     Ok(laps.half())
@@ -123,7 +133,7 @@ pub(crate) fn send_stream(job: &mut Job, size: usize, times: u32) -> Result<Laps
         });
     }
     let mut posted = VecDeque::new();
-    for buffer in buffers(&pair, size, RECEIVES)? {
+    for buffer in buffers(&pair, size, receives(size))? {
         posted.push_back(pair.post_receive(buffer)?);
     }
     each(job, size, times, |count| {
@@ -150,16 +160,14 @@ pub(crate) fn write_stream(job: &mut Job, size: usize, times: u32) -> Result<Lap
     })
 }
 
-/// The time of one of so many that a rank does together, after fewer of them.
+/// The time of one of so many that a rank does together, after fewer of them. The barrier before them is not part of it.
 fn each(job: &mut Job, size: usize, times: u32, mut act: impl FnMut(u32) -> Result<()>) -> Result<Laps> {
-    let mut count = window(size).min(times);
-    let laps = laps(1, |_| {
-        job.barrier()?;
-        act(count)?;
-        count = times;
-        Ok(())
-    })?;
     job.barrier()?;
-    let each = laps.mean / f64::from(times);
+    act(window(size).min(times))?;
+    job.barrier()?;
+    let start = Instant::now();
+    act(times)?;
+    let each = start.elapsed().as_secs_f64() * 1e9 / f64::from(times);
+    job.barrier()?;
     Ok(Laps { median: each, mean: each })
 }

@@ -47,7 +47,7 @@ pub struct Completion {
     pub buffer: Buffer,
     /// How many bytes it moved, or why it failed. After a failure the queue pair is in the error state: all
     /// that is outstanding fails too, as [`CompletionError::is_flush`].
-    pub result: Result<usize, CompletionError>,
+    pub result: Result<usize, Box<CompletionError>>,
 }
 
 /// An operation that completed with an error status (`ibv_poll_cq(3)`).

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::mem::MaybeUninit;
 use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -24,8 +25,6 @@ const SPINS: u32 = 2000;
 /// notice [`NAP`].
 const BUSY: Duration = Duration::from_millis(20);
 const NAP: Duration = Duration::from_micros(100);
-/// Completions taken from the device at once.
-const BATCH: usize = 16;
 
 /// A completion queue (`ibv_create_cq(3)`) of any number of queue pairs.
 ///
@@ -35,6 +34,8 @@ pub struct CompletionQueue {
     raw: *mut ffi::ibv_cq,
     context: Arc<Context>,
     state: Mutex<State>,
+    /// May something be in [`State::aside`]? While this is set and the lock is free, something is.
+    any_aside: AtomicBool,
     /// Gone after the queue: it is destroyed when this is dropped.
     channel: Option<Channel>,
 }
@@ -47,24 +48,21 @@ unsafe impl Sync for CompletionQueue {}
 struct State {
     slots: Vec<Slot>,
     free: Vec<usize>,
-    /// Taken from the device and not yet from us.
-    ready: VecDeque<Completion>,
+    /// Taken from the device to get at others that were behind them, and not yet from us.
+    aside: VecDeque<Completion>,
 }
 
+/// Room for an operation that the device may still be carrying out.
 struct Slot {
+    /// There is an operation as long as there is its buffer.
+    buffer: Option<Buffer>,
+    length: usize,
+    /// Where a datagram goes: rxe looks the address up when it sends, and a queue pair whose address is gone fails.
+    address: Option<Arc<Address>>,
+    qp_number: u32,
     /// Counts the slot's uses, so that an id names one operation only.
     generation: u32,
-    work: Option<Work>,
-}
-
-/// An operation that the device may still be carrying out.
-struct Work {
-    buffer: Buffer,
-    length: usize,
     operation: Operation,
-    qp_number: u32,
-    /// Where a datagram goes: rxe looks the address up when it sends, and a queue pair whose address is gone fails.
-    _address: Option<Arc<Address>>,
 }
 
 impl CompletionQueue {
@@ -94,9 +92,10 @@ impl CompletionQueue {
         if raw.is_null() {
             return Err(Error::last("ibv_create_cq", context.device()));
         }
-        let slots = (0..entries).map(|_| Slot { generation: 0, work: None }).collect();
-        let state = State { slots, free: (0..entries).rev().collect(), ready: VecDeque::new() };
-        Ok(Arc::new(Self { raw, context: Arc::clone(context), state: Mutex::new(state), channel }))
+        let slots = (0..entries).map(|_| Slot::EMPTY).collect();
+        let state = State { slots, free: (0..entries).rev().collect(), aside: VecDeque::new() };
+        let (context, state, any_aside) = (Arc::clone(context), Mutex::new(state), AtomicBool::new(false));
+        Ok(Arc::new(Self { raw, context, state, any_aside, channel }))
     }
 
     /// Readable when something has finished since [`arm`](Self::arm); `None` for a queue made without.
@@ -128,6 +127,7 @@ impl CompletionQueue {
         self.context.device()
     }
 
+    #[inline]
     fn state(&self) -> MutexGuard<'_, State> {
         // No code of ours panics while it holds the lock, and the state is consistent between statements.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -135,6 +135,7 @@ impl CompletionQueue {
 
     /// Takes over the buffer of an operation, then posts it with `post`. Gives the buffer back where that
     /// fails.
+    #[inline]
     pub(crate) fn submit(
         &self,
         buffer: Buffer,
@@ -147,34 +148,68 @@ impl CompletionQueue {
         let id = {
             let mut state = self.state();
             let Some(index) = state.free.pop() else {
-                let error = Error::QueueFull { device: self.device().to_owned(), entries: state.slots.len() };
-                return Err((buffer, Box::new(error)));
+                return Err((buffer, self.full(state.slots.len())));
             };
             let slot = &mut state.slots[index];
-            slot.generation = slot.generation.wrapping_add(1);
-            slot.work = Some(Work { buffer, length, operation, qp_number, _address: address });
-            WorkId(u64::from(slot.generation) << 32 | index as u64)
+            let generation = slot.generation.wrapping_add(1);
+            *slot = Slot { buffer: Some(buffer), length, address, qp_number, generation, operation };
+            WorkId(u64::from(generation) << 32 | index as u64)
         };
         // Not under the lock: another thread may reap meanwhile. The completion finds its slot filled.
         match post(id) {
             Ok(()) => Ok(id),
-            Err(error) => match self.state().take(id) {
-                Some(work) => Err((work.buffer, Box::new(error))),
-                None => unreachable!("an operation that was never posted cannot have completed"),
-            },
+            Err(error) => Err((self.take_back(id), Box::new(error))),
         }
+    }
+
+    #[cold]
+    fn take_back(&self, id: WorkId) -> Buffer {
+        let mut state = self.state();
+        match state.take(id) {
+            Some((buffer, _)) => buffer,
+            None => unreachable!("an operation that was never posted cannot have completed"),
+        }
+    }
+
+    #[cold]
+    fn full(&self, entries: usize) -> Box<Error> {
+        Box::new(Error::QueueFull { device: self.device().to_owned(), entries })
     }
 
     /// The next finished operation, if there is one now.
     ///
     /// # Errors
     /// [`Error::Call`]. An operation that failed is not an error here: see [`Completion::result`].
+    #[inline]
     pub fn poll(&self) -> Result<Option<Completion>> {
-        let mut state = self.state();
-        if state.ready.is_empty() {
-            self.gather(&mut state)?;
+        let mut entry = MaybeUninit::uninit();
+        loop {
+            // SAFETY: the queue exists until `release`; there is room for one entry.
+            let count = unsafe { ffi::ibv_poll_cq(self.raw, 1, entry.as_mut_ptr()) };
+            // Most looks find nothing, and take no lock. What is aside counts: it may be what would have been found here.
+            if count == 0 && !self.any_aside.load(Ordering::Acquire) {
+                return Ok(None);
+            }
+            if let Some(completion) = self.found(count, &entry)? {
+                return Ok(Some(completion));
+            }
         }
-        Ok(state.ready.pop_front())
+    }
+
+    /// What `ibv_poll_cq` has found, or what is aside.
+    fn found(&self, count: i32, entry: &MaybeUninit<ffi::ibv_wc>) -> Result<Option<Completion>> {
+        let mut state = self.state();
+        let completion = match count {
+            0 => None,
+            // SAFETY: ibv_poll_cq has filled it.
+            1.. => self.completion(&mut state, unsafe { entry.assume_init_ref() }),
+            code => return Err(self.poll_failed(code)),
+        };
+        // With the lock, this says what is so.
+        if self.any_aside.load(Ordering::Relaxed) {
+            return Ok(self.next_aside(&mut state, completion));
+        }
+        Ok(completion)
     }
 
     /// The next finished operation, if there is one before others would get the CPU: polls without a pause, and without a look
@@ -214,39 +249,39 @@ impl CompletionQueue {
         }
     }
 
-    /// Moves what the device has finished, up to one batch, into `ready`; returns how many it was.
-    fn gather(&self, state: &mut State) -> Result<usize> {
-        let mut entries = [const { MaybeUninit::<ffi::ibv_wc>::uninit() }; BATCH];
-        // SAFETY: the queue exists until `release`; `entries` has room for BATCH entries.
-        let count = unsafe { ffi::ibv_poll_cq(self.raw, BATCH as i32, entries.as_mut_ptr().cast()) };
-        let Ok(count) = usize::try_from(count) else {
-            return Err(Error::call(
-                "ibv_poll_cq",
-                self.device(),
-                std::io::Error::from_raw_os_error(count.abs()),
-            ));
+    #[cold]
+    fn poll_failed(&self, code: i32) -> Error {
+        Error::call("ibv_poll_cq", self.device(), std::io::Error::from_raw_os_error(code.saturating_abs()))
+    }
+
+    /// What an entry tells of, with its buffer. `None` for an operation of a queue pair that is gone: `forget` released its buffer.
+    #[inline]
+    fn completion(&self, state: &mut State, entry: &ffi::ibv_wc) -> Option<Completion> {
+        let id = WorkId(entry.wr_id);
+        let (buffer, slot) = state.take(id)?;
+        let (operation, qp_number) = (slot.operation, slot.qp_number);
+        let result = if entry.status == ffi::ibv_wc_status::IBV_WC_SUCCESS {
+            // byte_len is only defined for receives (ibv_poll_cq(3)).
+            Ok(if operation == Operation::Receive { entry.byte_len as usize } else { slot.length })
+        } else {
+            Err(self.failure(operation, entry))
         };
-        for entry in &entries[..count] {
-            // SAFETY: ibv_poll_cq filled so many.
-            let entry = unsafe { entry.assume_init_ref() };
-            let id = WorkId(entry.wr_id);
-            // A slot that is empty belonged to a queue pair that is gone: `forget` released its buffer.
-            let Some(work) = state.take(id) else { continue };
-            let result = if entry.status == ffi::ibv_wc_status::IBV_WC_SUCCESS {
-                // byte_len is only defined for receives (ibv_poll_cq(3)).
-                Ok(if work.operation == Operation::Receive { entry.byte_len as usize } else { work.length })
-            } else {
-                Err(CompletionError {
-                    operation: work.operation,
-                    device: self.device().to_owned(),
-                    status: entry.status,
-                    vendor_code: entry.vendor_err,
-                })
-            };
-            let Work { buffer, operation, qp_number, .. } = work;
-            state.ready.push_back(Completion { id, operation, qp_number, buffer, result });
-        }
-        Ok(count)
+        Some(Completion { id, operation, qp_number, buffer, result })
+    }
+
+    #[cold]
+    fn failure(&self, operation: Operation, entry: &ffi::ibv_wc) -> Box<CompletionError> {
+        let (status, vendor_code) = (entry.status, entry.vendor_err);
+        Box::new(CompletionError { operation, device: self.device().to_owned(), status, vendor_code })
+    }
+
+    /// The next of those aside, behind which the newest goes.
+    #[cold]
+    fn next_aside(&self, state: &mut State, newest: Option<Completion>) -> Option<Completion> {
+        state.aside.extend(newest);
+        let completion = state.aside.pop_front();
+        self.any_aside.store(!state.aside.is_empty(), Ordering::Relaxed);
+        completion
     }
 
     /// Releases the buffers of a queue pair that was destroyed, which no one will ask for.
@@ -255,15 +290,36 @@ impl CompletionQueue {
     /// so that the slots freed here are free in the device's queue too.
     pub(crate) fn forget(&self, qp_number: u32) -> Result<()> {
         let mut state = self.state();
-        while self.gather(&mut state)? > 0 {}
-        state.ready.retain(|completion| completion.qp_number != qp_number);
+        // Before the first is taken: who finds the device's queue empty because of that looks here.
+        self.any_aside.store(true, Ordering::Release);
+        let emptied = self.put_aside(&mut state);
+        state.aside.retain(|completion| completion.qp_number != qp_number);
+        self.any_aside.store(!state.aside.is_empty(), Ordering::Release);
+        emptied?;
         for index in 0..state.slots.len() {
-            if state.slots[index].work.as_ref().is_some_and(|work| work.qp_number == qp_number) {
-                state.slots[index].work = None;
+            if state.slots[index].is_of(qp_number) {
+                state.slots[index] = Slot { generation: state.slots[index].generation, ..Slot::EMPTY };
                 state.free.push(index);
             }
         }
         Ok(())
+    }
+
+    /// Takes all that the device has.
+    fn put_aside(&self, state: &mut State) -> Result<()> {
+        let mut entry = MaybeUninit::uninit();
+        loop {
+            // SAFETY: as in `poll`.
+            match unsafe { ffi::ibv_poll_cq(self.raw, 1, entry.as_mut_ptr()) } {
+                0 => return Ok(()),
+                1.. => {
+                    // SAFETY: ibv_poll_cq has filled it.
+                    let completion = self.completion(state, unsafe { entry.assume_init_ref() });
+                    state.aside.extend(completion);
+                }
+                code => return Err(self.poll_failed(code)),
+            }
+        }
     }
 
     /// Destroys it and reports how that went, which dropping cannot.
@@ -289,21 +345,38 @@ impl CompletionQueue {
     /// may still write them.
     pub(crate) fn leak(&self, qp_number: u32) {
         for slot in &mut self.state().slots {
-            if slot.work.as_ref().is_some_and(|work| work.qp_number == qp_number) {
-                std::mem::forget(slot.work.take());
+            if slot.is_of(qp_number) {
+                std::mem::forget((slot.buffer.take(), slot.address.take()));
             }
         }
     }
 }
 
+impl Slot {
+    const EMPTY: Self = Self {
+        buffer: None,
+        length: 0,
+        address: None,
+        qp_number: 0,
+        generation: 0,
+        operation: Operation::Send,
+    };
+
+    fn is_of(&self, qp_number: u32) -> bool {
+        self.buffer.is_some() && self.qp_number == qp_number
+    }
+}
+
 impl State {
     /// Empties the slot of an operation. `None` if the id is not that of the slot's present operation.
-    fn take(&mut self, id: WorkId) -> Option<Work> {
+    #[inline]
+    fn take(&mut self, id: WorkId) -> Option<(Buffer, &Slot)> {
         let index = usize::try_from(id.0 & u64::from(u32::MAX)).ok()?;
         let slot = self.slots.get_mut(index).filter(|slot| u64::from(slot.generation) == id.0 >> 32)?;
-        let work = slot.work.take()?;
+        let buffer = slot.buffer.take()?;
+        slot.address = None;
         self.free.push(index);
-        Some(work)
+        Some((buffer, slot))
     }
 }
 

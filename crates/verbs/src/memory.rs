@@ -119,7 +119,8 @@ pub(crate) fn check_range(offset: u64, length: u64, whole: u64, what: &'static s
 /// an operation takes it away until its completion brings it back.
 #[derive(Debug)]
 pub struct Buffer {
-    region: Region,
+    // A word, since posting and completing move it.
+    region: Box<Region>,
 }
 
 impl Buffer {
@@ -128,7 +129,8 @@ impl Buffer {
     /// # Errors
     /// [`Error::Length`]; [`Error::Call`], which for ENOMEM names the memlock limit.
     pub fn register(domain: &Arc<ProtectionDomain>, length: usize) -> Result<Self> {
-        Ok(Self { region: Region::register(domain, length, ffi::ibv_access_flags::IBV_ACCESS_LOCAL_WRITE)? })
+        let region = Region::register(domain, length, ffi::ibv_access_flags::IBV_ACCESS_LOCAL_WRITE)?;
+        Ok(Self { region: Box::new(region) })
     }
 
     /// Its bytes.

@@ -67,8 +67,13 @@ impl Pair {
     /// What a call has returned, as an error that names this queue pair.
     #[inline]
     pub(crate) fn check(&self, code: i32, call: &'static str) -> Result<()> {
-        // The name takes longer than the call.
-        if code == 0 { Ok(()) } else { Error::check(code, call, &self.named()) }
+        if code == 0 { Ok(()) } else { self.failed(code, call) }
+    }
+
+    /// Of its own, for the name takes longer than the call.
+    #[cold]
+    fn failed(&self, code: i32, call: &'static str) -> Result<()> {
+        Error::check(code, call, &self.named())
     }
 
     pub(crate) fn modify(&self, mut step: Step) -> Result<()> {

@@ -142,6 +142,7 @@ impl QueuePair {
     ///
     /// # Errors
     /// As [`post_receive`](Self::post_receive), and [`Error::OutOfRange`].
+    #[inline]
     pub fn post_send(&self, buffer: Buffer, length: usize) -> Result<WorkId, Rejected> {
         self.post_request(buffer, length, Operation::Send, None)
     }
@@ -151,6 +152,7 @@ impl QueuePair {
     ///
     /// # Errors
     /// As [`post_receive`](Self::post_receive), and [`Error::OutOfRange`].
+    #[inline]
     pub fn post_write(
         &self,
         buffer: Buffer,
@@ -165,6 +167,7 @@ impl QueuePair {
     ///
     /// # Errors
     /// As [`post_receive`](Self::post_receive), and [`Error::OutOfRange`].
+    #[inline]
     pub fn post_read(
         &self,
         buffer: Buffer,
@@ -184,7 +187,7 @@ impl QueuePair {
     ) -> Result<WorkId, Rejected> {
         let remote = match target.map(|(window, offset)| window.locate(offset, length)).transpose() {
             Ok(remote) => remote,
-            Err(error) => return Err(Rejected { operation, error: Box::new(error), buffer }),
+            Err(error) => return Err(rejected(operation, error, buffer)),
         };
         self.post(buffer, length, operation, |element, id| {
             // SAFETY: ibv_send_wr is integers, pointers for which null is a value, and unions of those.
@@ -207,6 +210,7 @@ impl QueuePair {
         })
     }
 
+    #[inline]
     fn post(
         &self,
         buffer: Buffer,
@@ -217,13 +221,11 @@ impl QueuePair {
         let element = if Arc::ptr_eq(buffer.domain(), self.domain()) {
             buffer.element(length)
         } else {
-            let (buffer, queue_pair) =
-                (buffer.domain().device().to_owned(), self.domain().device().to_owned());
-            Err(Error::OtherDomain { buffer, queue_pair })
+            Err(self.other_domain(&buffer))
         };
         let mut element = match element {
             Ok(element) => element,
-            Err(error) => return Err(Rejected { operation, error: Box::new(error), buffer }),
+            Err(error) => return Err(rejected(operation, error, buffer)),
         };
         let name = if operation == Operation::Receive { "ibv_post_recv" } else { "ibv_post_send" };
         self.completions
@@ -231,6 +233,12 @@ impl QueuePair {
                 self.pair.check(call(&raw mut element, id), name)
             })
             .map_err(|(buffer, error)| Rejected { operation, error, buffer })
+    }
+
+    #[cold]
+    fn other_domain(&self, buffer: &Buffer) -> Error {
+        let (buffer, queue_pair) = (buffer.domain().device().to_owned(), self.domain().device().to_owned());
+        Error::OtherDomain { buffer, queue_pair }
     }
 
     /// Destroys it and reports how that went, which dropping cannot.
@@ -252,6 +260,11 @@ impl QueuePair {
         // The device has let go of the buffers of what was outstanding.
         self.completions.forget(self.number())
     }
+}
+
+#[cold]
+fn rejected(operation: Operation, error: Error, buffer: Buffer) -> Rejected {
+    Rejected { operation, error: Box::new(error), buffer }
 }
 
 impl Drop for QueuePair {

@@ -93,15 +93,17 @@ fn moment(lab: &Lab) -> Result<(), Failed> {
 /// would send again for ever.
 fn swallowed(lab: &Lab) -> Result<(), Failed> {
     let cluster = lab.cluster()?;
+    // To be ready costs a connection too: the wire stands still meanwhile.
+    let prepare = "for module in sch_ingress cls_u32 act_gact; do modprobe $module; done\n\
+                   tc qdisc add dev rail1 clsact";
     // A queue pair's number is the low 24 bits of the word that begins 32 bytes after the IP header does: 20 of that, 8 of UDP.
-    let swallow = "for module in sch_ingress cls_u32 act_gact; do modprobe $module; done\n\
-                   tc qdisc add dev rail1 clsact\n\
-                   peers=$(rdma resource show qp | awk '/link rxe1.* type RC / { for (i = 1; i < NF; i++) if ($i == \"rqpn\") print $(i + 1) }')\n\
+    let swallow = "peers=$(rdma resource show qp | awk '/link rxe1.* type RC state RTS / { print $6 }')\n\
                    for peer in $peers; do\n\
                    tc filter add dev rail1 egress protocol ip u32 match ip protocol 17 0xff match u32 $peer 0x00ffffff at 32 action drop\n\
                    done\n\
                    echo swallowed: $peers";
-    let vm1 = format!("{swallow}\n{GOES_ON}; {GOES_ON}; tc -s filter show dev rail1 egress; touch enough");
+    let end = "tc -s filter show dev rail1 egress; touch enough";
+    let vm1 = format!("{prepare}\n{GOES_ON}; {GOES_ON}; {swallow}\n{GOES_ON}; {GOES_ON}; {end}");
     let (script, output, packets) = flow(&cluster, &vm1, ":")?;
     let log = cluster.run("vm1", "cat /run/fault.log", TIMEOUT)?.stdout;
     let peers = log.lines().find_map(|line| line.strip_prefix("swallowed: ")).unwrap_or_default();
