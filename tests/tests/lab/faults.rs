@@ -93,23 +93,23 @@ fn moment(lab: &Lab) -> Result<(), Failed> {
 /// would send again for ever.
 fn swallowed(lab: &Lab) -> Result<(), Failed> {
     let cluster = lab.cluster()?;
-    // To be ready costs a connection too: the wire stands still meanwhile.
+    // Where they come in: a packet that can't leave is an error at once. To be ready costs a connection too: the wire stands still meanwhile.
     let prepare = "for module in sch_ingress cls_u32 act_gact; do modprobe $module; done\n\
                    tc qdisc add dev rail1 clsact";
     // A queue pair's number is the low 24 bits of the word that begins 32 bytes after the IP header does: 20 of that, 8 of UDP.
-    let swallow = "peers=$(rdma resource show qp | awk '/link rxe1.* type RC state RTS / { print $6 }')\n\
-                   for peer in $peers; do\n\
-                   tc filter add dev rail1 egress protocol ip u32 match ip protocol 17 0xff match u32 $peer 0x00ffffff at 32 action drop\n\
+    let swallow = "pairs=$(rdma resource show qp | awk '/link rxe1.* type RC state RTS / { print $4 }')\n\
+                   for pair in $pairs; do\n\
+                   tc filter add dev rail1 ingress protocol ip u32 match ip protocol 17 0xff match u32 $pair 0x00ffffff at 32 action drop\n\
                    done\n\
-                   echo swallowed: $peers";
-    let end = "tc -s filter show dev rail1 egress; touch enough";
-    let vm1 = format!("{prepare}\n{GOES_ON}; {GOES_ON}; {swallow}\n{GOES_ON}; {GOES_ON}; {end}");
-    let (script, output, packets) = flow(&cluster, &vm1, ":")?;
-    let log = cluster.run("vm1", "cat /run/fault.log", TIMEOUT)?.stdout;
-    let peers = log.lines().find_map(|line| line.strip_prefix("swallowed: ")).unwrap_or_default();
+                   echo swallowed: $pairs";
+    let end = "tc -s filter show dev rail1 ingress; touch enough";
+    let vm2 = format!("{prepare}\n{GOES_ON}; {GOES_ON}; {swallow}\n{GOES_ON}; {GOES_ON}; {end}");
+    let (script, output, packets) = flow(&cluster, ":", &vm2)?;
+    let log = cluster.run("vm2", "cat /run/fault.log", TIMEOUT)?.stdout;
+    let pairs = log.lines().find_map(|line| line.strip_prefix("swallowed: ")).unwrap_or_default();
     let dropped =
         log.split("(dropped ").skip(1).filter_map(|rest| rest.split(',').next()?.parse::<u64>().ok());
-    let is_right = peers.split_whitespace().count() == 1 && dropped.sum::<u64>() > 0;
+    let is_right = pairs.split_whitespace().count() == 1 && dropped.sum::<u64>() > 0;
     ensure(is_right && output.success() && output.stdout.matches(" rounds, ").count() == 2, || {
         format!("{log}\n{}", told(&script, &output).message().unwrap_or_default())
     })?;
