@@ -9,7 +9,7 @@
 
 use std::collections::VecDeque;
 use std::mem::MaybeUninit;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rdma_mummy_sys as ffi;
@@ -47,6 +47,8 @@ pub struct PacketRoom {
 #[derive(Debug)]
 pub(crate) struct Slots {
     pub(crate) region: Region,
+    /// Those for receives that the device was given for the first time.
+    posted: AtomicU16,
 }
 
 /// The queues that connections share, for whoever makes connections; [`PacketQueue`] is for who sends and receives.
@@ -120,17 +122,28 @@ impl Packets {
     /// As [`pair`](Self::pair), which tries again.
     pub fn prepare(&self) -> Result<()> {
         let PacketRoom { packet, receives, sends, connections, .. } = self.room;
-        let made = self.slots().len();
-        let number = match u32::try_from(made) {
-            Ok(number) if made <= self.made() && number < connections => number,
+        let number = match u32::try_from(self.made()) {
+            Ok(number) if number < connections => number,
             _ => return Ok(()),
         };
-        let bytes = (usize::from(receives) + usize::from(sends)) * packet;
-        let region = Region::register(&self.domain, bytes, ffi::ibv_access_flags::IBV_ACCESS_LOCAL_WRITE)?;
-        let region = Arc::new(Slots { region });
-        // Known before anything can come into them.
-        self.slots().push(Arc::clone(&region));
-        (0..receives).try_for_each(|place| self.post(&region, number, place))
+        let known = self.slots().get(number as usize).map(Arc::clone);
+        let slots = match known {
+            Some(slots) => slots,
+            None => {
+                let bytes = (usize::from(receives) + usize::from(sends)) * packet;
+                let own = ffi::ibv_access_flags::IBV_ACCESS_LOCAL_WRITE;
+                let region = Region::register(&self.domain, bytes, own)?;
+                let slots = Arc::new(Slots { region, posted: AtomicU16::new(0) });
+                // Known before anything can come into them.
+                self.slots().push(Arc::clone(&slots));
+                slots
+            }
+        };
+        for place in slots.posted.load(Ordering::Relaxed)..receives {
+            self.post(&slots, number, place)?;
+            slots.posted.store(place + 1, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     /// The same without slots, for a connection that takes the place of one that was taken down.
