@@ -15,6 +15,7 @@ mod link;
 mod mend;
 mod port;
 mod reads;
+mod sends;
 mod service;
 mod stall;
 mod words;
@@ -64,9 +65,6 @@ const WAY_FREE: Duration = Duration::from_millis(20);
 const NAP: Duration = Duration::from_micros(200);
 /// How long dropping may take to see what was sent arrive.
 const LAST_WORDS: Duration = Duration::from_secs(5);
-/// How long a read that was given up may take to end by itself. One from a rank that died never does with soft-RoCE, and who waits for it has an
-/// error to tell.
-const GIVEN_UP: Duration = Duration::from_millis(500);
 
 /// What every packet begins with here.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
@@ -380,84 +378,6 @@ impl Verbs {
         }
     }
 
-    /// Gives places back where half of all are due.
-    fn give_back(&mut self) {
-        for peer in std::mem::take(&mut self.due) {
-            match self.send(peer, &Header::zeroed(), &[], true) {
-                Ok(true) => {}
-                Ok(false) => _ = self.due.insert(peer),
-                Err(error) => self.failed.push_back((peer, Failure::of_connection(chain(&error)))),
-            }
-        }
-    }
-
-    /// Sends a packet on a connection that stands, if there is room.
-    #[inline]
-    fn send(
-        &mut self,
-        peer: u32,
-        header: &Header,
-        payload: &[u8],
-        gives_only: bool,
-    ) -> roce_verbs::Result<bool> {
-        Ok(self.send_now(peer, header, payload, gives_only)?
-            // What has arrived is not looked at before its slot is needed.
-            || self.find_room(peer)? && self.send_now(peer, header, payload, gives_only)?)
-    }
-
-    /// Takes back the slots of what has arrived. Whether there was any.
-    #[cold]
-    fn find_room(&mut self, peer: u32) -> roce_verbs::Result<bool> {
-        let Some(Some(link)) = self.links.get(peer as usize) else { return Ok(false) };
-        let port = link.port;
-        let Self { queues, peers, links, failed, reads, .. } = self;
-        let count = queues[port].poll_sent(&mut |number, told| {
-            let Some(peer) = peers[port].get(&number).copied() else { return };
-            let Some(Some(link)) = links.get_mut(peer as usize) else { return };
-            match told {
-                Told::Sent(count) => link.have_arrived(count),
-                Told::Read(_) => reads.arrived(peer),
-                Told::Failed(error) => failed.push_back((peer, error.into())),
-                Told::Packet(_) => {}
-            }
-        })?;
-        Ok(count > 0)
-    }
-
-    #[inline]
-    fn send_now(
-        &mut self,
-        peer: u32,
-        header: &Header,
-        payload: &[u8],
-        gives_only: bool,
-    ) -> roce_verbs::Result<bool> {
-        let Some(Some(link)) = self.links.get_mut(peer as usize) else { return Ok(false) };
-        let State::Up(pair) = &link.state else { return Ok(false) };
-        let most = if gives_only { ALL + SPARE } else { ALL };
-        if link.under_way.len() >= usize::from(most) || (!gives_only && !link.credits.any()) {
-            return Ok(false);
-        }
-        let given = link.credits.give();
-        let number = link.sent as u32;
-        let head = Head { given, is_only_that: u16::from(gives_only), number, header: *header };
-        match self.queues[link.port].send::<HEAD>(pair, bytemuck::cast_ref(&head), payload) {
-            Ok(Some(slot)) => {
-                link.sent += 1;
-                link.under_way.push_back(slot);
-                if !gives_only {
-                    link.credits.spend();
-                    link.last = link.sent;
-                }
-                Ok(true)
-            }
-            other => {
-                link.credits.keep(given);
-                other.map(|_| false)
-            }
-        }
-    }
-
     /// Does what a poll has found to be done.
     fn settle(&mut self, deliver: &mut impl FnMut(u32, &Header, Payload<'_>)) {
         if !self.due.is_empty() {
@@ -469,25 +389,6 @@ impl Verbs {
         }
         while let Some((peer, failure)) = self.failed.pop_front() {
             self.mend(peer, &failure, deliver);
-        }
-    }
-
-    /// Starts RDMA reads that there is room for.
-    fn pump_reads(&mut self) {
-        let Self { links, reads, queues, failed, .. } = self;
-        let is_up = |peer: u32| {
-            let link = links.get(peer as usize).and_then(Option::as_ref);
-            link.is_some_and(|link| matches!(link.state, State::Up(_)))
-        };
-        while let Some((peer, read)) = reads.next(is_up) {
-            let Some(Some(link)) = links.get(peer as usize) else { return };
-            let State::Up(pair) = &link.state else { return };
-            let queue = &mut queues[link.port];
-            if let Err(error) = queue.read(pair, 0, read.into, read.from, read.length) {
-                let why = format!("reading {} bytes of its memory: {}", read.length, chain(&error));
-                return failed.push_back((peer, Failure::of_connection(why)));
-            }
-            reads.started();
         }
     }
 
@@ -648,20 +549,7 @@ impl Transport for Verbs {
         length: usize,
         operation: u32,
     ) -> Result<Fetched, Broken> {
-        let Some(key) = place.key() else { return Ok(Fetched::Impossible) };
-        if !self.open(peer)? {
-            // Its offer came over the connection, whose news are on their way. The message comes in pieces.
-            return Ok(Fetched::Impossible);
-        }
-        let Some(link) = self.link(peer) else { return Ok(Fetched::Impossible) };
-        let registrations = &self.registrations[link.port];
-        let Ok(registration) = reads::register_to_receive(registrations, memory, length) else {
-            return Ok(Fetched::Impossible);
-        };
-        let needs_proof = self.endpoints[link.port].limits.is_soft;
-        self.reads.add(peer, operation, registration, (place.address, key), length, needs_proof);
-        self.pump_reads();
-        Ok(Fetched::Started)
+        self.start_read(peer, place, memory, length, operation)
     }
 
     fn take_fetched(&mut self) -> Option<u32> {
@@ -669,23 +557,7 @@ impl Transport for Verbs {
     }
 
     fn abandon(&mut self, operation: u32) {
-        let end = Instant::now() + GIVEN_UP;
-        while let Some((peer, count)) = self.reads.give_up(operation) {
-            let Some(link) = self.link(peer) else { break };
-            let State::Up(pair) = &link.state else { break };
-            let (port, number) = (link.port, pair.number());
-            match self.queues[port].reads_waiting(number) {
-                Ok(waiting) if waiting >= count => break,
-                Ok(_) if Instant::now() < end => std::hint::spin_loop(),
-                _ => {
-                    // Closing the connection ends the read for certain.
-                    let why = "a message that it sent was given up, and reading it did not end";
-                    self.lose(peer, why.to_owned());
-                    break;
-                }
-            }
-        }
-        self.reads.remove(operation);
+        self.end_read(operation);
     }
 
     fn forget(&mut self, peer: u32, why: &str) {

@@ -5,14 +5,22 @@
 #![expect(unsafe_code, reason = "registers memory that programs have lent to operations")]
 
 use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
 
 use roce_verbs::{Access, Held, Registration, RegistrationCache};
 
-use super::READS;
+use super::link::State;
+use super::mend::Failure;
+use super::{READS, Verbs};
+use crate::error::chain;
 use crate::messages::{Lent, LentMut};
+use crate::transport::{Broken, Fetched, Place};
 
 /// The most bytes of one RDMA read: below every device's limit, and long enough for its overhead not to count.
 const PART: usize = 256 * 1024;
+/// How long a read that was given up may take to end by itself. One from a rank that died never does with soft-RoCE, and who waits for it has an
+/// error to tell.
+const GIVEN_UP: Duration = Duration::from_millis(500);
 
 /// Memory that a peer may read until this is dropped, or is done with it.
 ///
@@ -203,5 +211,72 @@ impl Reads {
             }
             read.peer != peer
         });
+    }
+}
+
+impl Verbs {
+    /// Begins to read a message from its sender's memory, as [`fetch`](crate::transport::Transport::fetch) says.
+    pub(super) fn start_read(
+        &mut self,
+        peer: u32,
+        place: Place,
+        memory: &mut LentMut,
+        length: usize,
+        operation: u32,
+    ) -> Result<Fetched, Broken> {
+        let Some(key) = place.key() else { return Ok(Fetched::Impossible) };
+        if !self.open(peer)? {
+            // Its offer came over the connection, whose news are on their way. The message comes in pieces.
+            return Ok(Fetched::Impossible);
+        }
+        let Some(link) = self.link(peer) else { return Ok(Fetched::Impossible) };
+        let registrations = &self.registrations[link.port];
+        let Ok(registration) = register_to_receive(registrations, memory, length) else {
+            return Ok(Fetched::Impossible);
+        };
+        let needs_proof = self.endpoints[link.port].limits.is_soft;
+        self.reads.add(peer, operation, registration, (place.address, key), length, needs_proof);
+        self.pump_reads();
+        Ok(Fetched::Started)
+    }
+
+    /// Starts RDMA reads that there is room for.
+    pub(super) fn pump_reads(&mut self) {
+        let Self { links, reads, queues, failed, .. } = self;
+        let is_up = |peer: u32| {
+            let link = links.get(peer as usize).and_then(Option::as_ref);
+            link.is_some_and(|link| matches!(link.state, State::Up(_)))
+        };
+        while let Some((peer, read)) = reads.next(is_up) {
+            let Some(Some(link)) = links.get(peer as usize) else { return };
+            let State::Up(pair) = &link.state else { return };
+            let queue = &mut queues[link.port];
+            if let Err(error) = queue.read(pair, 0, read.into, read.from, read.length) {
+                let why = format!("reading {} bytes of its memory: {}", read.length, chain(&error));
+                return failed.push_back((peer, Failure::of_connection(why)));
+            }
+            reads.started();
+        }
+    }
+
+    /// Gives up what [`start_read`](Self::start_read) began: when this returns, the device does not touch the memory any more.
+    pub(super) fn end_read(&mut self, operation: u32) {
+        let end = Instant::now() + GIVEN_UP;
+        while let Some((peer, count)) = self.reads.give_up(operation) {
+            let Some(link) = self.link(peer) else { break };
+            let State::Up(pair) = &link.state else { break };
+            let (port, number) = (link.port, pair.number());
+            match self.queues[port].reads_waiting(number) {
+                Ok(waiting) if waiting >= count => break,
+                Ok(_) if Instant::now() < end => std::hint::spin_loop(),
+                _ => {
+                    // Closing the connection ends the read for certain.
+                    let why = "a message that it sent was given up, and reading it did not end";
+                    self.lose(peer, why.to_owned());
+                    break;
+                }
+            }
+        }
+        self.reads.remove(operation);
     }
 }

@@ -1,0 +1,91 @@
+//! Sends packets to peers, each copied into a slot.
+
+use bytemuck::Zeroable;
+use roce_verbs::Told;
+
+use super::credits::{ALL, SPARE};
+use super::link::State;
+use super::mend::Failure;
+use super::{HEAD, Head, Verbs};
+use crate::error::chain;
+use crate::transport::Header;
+
+impl Verbs {
+    /// Gives places back where half of all are due.
+    pub(super) fn give_back(&mut self) {
+        for peer in std::mem::take(&mut self.due) {
+            match self.send(peer, &Header::zeroed(), &[], true) {
+                Ok(true) => {}
+                Ok(false) => _ = self.due.insert(peer),
+                Err(error) => self.failed.push_back((peer, Failure::of_connection(chain(&error)))),
+            }
+        }
+    }
+
+    /// Sends a packet on a connection that stands, if there is room.
+    #[inline]
+    pub(super) fn send(
+        &mut self,
+        peer: u32,
+        header: &Header,
+        payload: &[u8],
+        gives_only: bool,
+    ) -> roce_verbs::Result<bool> {
+        Ok(self.send_now(peer, header, payload, gives_only)?
+            // What has arrived is not looked at before its slot is needed.
+            || self.find_room(peer)? && self.send_now(peer, header, payload, gives_only)?)
+    }
+
+    /// Takes back the slots of what has arrived. Whether there was any.
+    #[cold]
+    fn find_room(&mut self, peer: u32) -> roce_verbs::Result<bool> {
+        let Some(Some(link)) = self.links.get(peer as usize) else { return Ok(false) };
+        let port = link.port;
+        let Self { queues, peers, links, failed, reads, .. } = self;
+        let count = queues[port].poll_sent(&mut |number, told| {
+            let Some(peer) = peers[port].get(&number).copied() else { return };
+            let Some(Some(link)) = links.get_mut(peer as usize) else { return };
+            match told {
+                Told::Sent(count) => link.have_arrived(count),
+                Told::Read(_) => reads.arrived(peer),
+                Told::Failed(error) => failed.push_back((peer, error.into())),
+                Told::Packet(_) => {}
+            }
+        })?;
+        Ok(count > 0)
+    }
+
+    #[inline]
+    fn send_now(
+        &mut self,
+        peer: u32,
+        header: &Header,
+        payload: &[u8],
+        gives_only: bool,
+    ) -> roce_verbs::Result<bool> {
+        let Some(Some(link)) = self.links.get_mut(peer as usize) else { return Ok(false) };
+        let State::Up(pair) = &link.state else { return Ok(false) };
+        let most = if gives_only { ALL + SPARE } else { ALL };
+        if link.under_way.len() >= usize::from(most) || (!gives_only && !link.credits.any()) {
+            return Ok(false);
+        }
+        let given = link.credits.give();
+        let number = link.sent as u32;
+        let head = Head { given, is_only_that: u16::from(gives_only), number, header: *header };
+        match self.queues[link.port].send::<HEAD>(pair, bytemuck::cast_ref(&head), payload) {
+            Ok(Some(slot)) => {
+                link.sent += 1;
+                link.under_way.push_back(slot);
+                if !gives_only {
+                    link.credits.spend();
+                    link.last = link.sent;
+                }
+                Ok(true)
+            }
+            other => {
+                link.credits.keep(given);
+                other.map(|_| false)
+            }
+        }
+    }
+}
