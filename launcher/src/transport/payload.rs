@@ -163,18 +163,22 @@ unsafe fn copy_many(from: *const u8, to: *mut u8, length: usize) {
 #[target_feature(enable = "avx")]
 unsafe fn copy_straight(from: *const u8, to: *mut u8, length: usize) {
     use std::arch::x86_64::{__m256i, _mm256_loadu_si256, _mm256_storeu_si256};
-    const WORD: usize = size_of::<__m256i>();
     /// Two lines.
-    const TURN: usize = 4 * WORD;
+    const TURN: usize = 4 * size_of::<__m256i>();
     let whole = length / TURN * TURN;
     // SAFETY: all is within both memories, by the caller's promise.
     unsafe {
         for at in (0..whole).step_by(TURN) {
-            let words: [__m256i; TURN / WORD] =
-                std::array::from_fn(|word| _mm256_loadu_si256(from.add(at + word * WORD).cast()));
-            for (word, value) in words.into_iter().enumerate() {
-                _mm256_storeu_si256(to.add(at + word * WORD).cast(), value);
-            }
+            // One by one: an array of them is not sure to stay in registers, and copying takes twice as long where it does not.
+            let (from, to) = (from.add(at).cast::<__m256i>(), to.add(at).cast::<__m256i>());
+            let first = _mm256_loadu_si256(from);
+            let second = _mm256_loadu_si256(from.add(1));
+            let third = _mm256_loadu_si256(from.add(2));
+            let fourth = _mm256_loadu_si256(from.add(3));
+            _mm256_storeu_si256(to, first);
+            _mm256_storeu_si256(to.add(1), second);
+            _mm256_storeu_si256(to.add(2), third);
+            _mm256_storeu_si256(to.add(3), fourth);
         }
         if length > whole {
             ptr::copy_nonoverlapping(from.add(whole), to.add(whole), length - whole);
