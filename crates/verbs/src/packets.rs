@@ -51,7 +51,7 @@ pub(crate) struct Slots {
     posted: AtomicU16,
 }
 
-/// The queues that connections share, for whoever makes connections; [`PacketQueue`] is for who sends and receives.
+/// The queues that connections share, for whoever makes connections; [`PacketQueue`](crate::PacketQueue) is for who sends and receives.
 #[derive(Debug)]
 pub struct Packets {
     // Slots are freed last: `drop` destroys the queues before.
@@ -174,7 +174,7 @@ impl Packets {
     /// Gives a slot that holds nothing any more to the device.
     #[inline]
     pub(crate) fn post(&self, slots: &Slots, number: u32, place: u16) -> Result<()> {
-        // A packet has at most 4 GiB: looked at in `PacketQueue::create`.
+        // A packet has at most 4 GiB: looked at in `create`.
         let mut element = self.element(slots, place, self.room.packet as u32);
         let mut request = ffi::ibv_recv_wr {
             wr_id: u64::from(number) << REGION | u64::from(place),

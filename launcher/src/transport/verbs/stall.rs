@@ -49,7 +49,7 @@ impl Verbs {
     fn look_at_stalled(&mut self, now: Instant) {
         let Self { links, reads, failed, .. } = self;
         for (peer, link) in (0..).zip(links).filter_map(|(peer, link)| Some((peer, link.as_mut()?))) {
-            let reading = if matches!(link.state, State::Up(_)) { reads.under_way(peer) } else { 0 };
+            let reading = reads.under_way(peer);
             let is_under_way = matches!(link.state, State::Up(_)) && reading + link.under_way.len() > 0;
             if link.seen.is_stalled(link.arrived() + reads.over(peer), is_under_way, now) {
                 link.seen = Seen::default();
@@ -60,7 +60,7 @@ impl Verbs {
         }
     }
 
-    /// What is the matter with connections that are not idle, in words: `; rank 1: verbs (rxe0:1), connection 2, 3 packets and 1 read
+    /// What is the matter with connections that are not idle, in words: `; rank 1: verbs (rxe0:1), connection 2: 3 packets and 1 read
     /// under way`.
     pub(crate) fn under_way(&self) -> String {
         let describe = |(peer, link): (u32, &Option<Box<Link>>)| {
