@@ -41,6 +41,9 @@ const LIFE: Duration = Duration::from_millis(100);
 const NOTICE: Duration = Duration::from_secs(2);
 /// A message that its receiver reads from the sender's memory.
 const LONG: usize = 100_000;
+/// So many puts of a number each in a round of `flow`, and all with the long one behind them.
+const SHORT_PUTS: usize = 40;
+const PUTS: usize = SHORT_PUTS + LONG / 8;
 
 /// What a rank does; the others start it.
 #[test]
@@ -199,6 +202,9 @@ fn flow(job: &Job) {
     let (rank, size) = (world.rank(), world.size());
     let partner = (rank + size / 2) % size;
     let window = world.window::<u64>(1).unwrap();
+    // Of this round and the one before, which its owner may still look at.
+    let area = world.window::<u64>(2 * PUTS).unwrap();
+    let mut put = vec![0; PUTS];
     let mut longest = Duration::ZERO;
     for round in 0_u64.. {
         let start = Instant::now();
@@ -222,9 +228,19 @@ fn flow(job: &Job) {
                     theirs[first]
                 );
             }
+            let half = if round % 2 == 0 { 0 } else { PUTS };
+            for number in 0..SHORT_PUTS {
+                area.put(partner, half + number, &[said(rank, number as u64)])?;
+            }
+            area.put(partner, half + SHORT_PUTS, &mine)?;
+            area.flush(partner)?;
             window.fetch_add(partner, 0, 1)?;
             let mut is_over = [u64::from(rank == 0 && enough.exists())];
             world.all_reduce(&mut is_over, Sum)?;
+            area.read(half, &mut put)?;
+            let said = (0..SHORT_PUTS as u64).map(|number| said(partner, number));
+            assert!(put[..SHORT_PUTS].iter().copied().eq(said), "round {round}: short puts");
+            assert!(!put[SHORT_PUTS..].iter().any(wrong), "round {round}: a long put");
             Ok::<bool, Error>(is_over[0] > 0)
         })();
         longest = longest.max(start.elapsed());
@@ -238,6 +254,7 @@ fn flow(job: &Job) {
                 window.read(0, &mut added).unwrap();
                 assert_eq!(added, [round + 1]);
                 println!("rank {rank}: {round} rounds, the longest {longest:.1?}");
+                area.close().unwrap();
                 return window.close().unwrap();
             }
             Err(error) => {

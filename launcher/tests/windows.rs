@@ -20,6 +20,7 @@ fn rank() {
         "sums" => sums(&world),
         "lock" => lock(&world),
         "notice" => notice(&world),
+        "alone" => alone(&world),
         "mistakes" => mistakes(&world),
         "ends" => return ends(job),
         "death" => return death(&job),
@@ -146,6 +147,39 @@ fn long_of(world: &Communicator, length: usize) {
         assert!(got == data(from, rank));
         window.get((rank + 1) % size, length * from as usize, &mut got).unwrap();
         assert!(got == data(from, (rank + 1) % size));
+    }
+    window.close().unwrap();
+}
+
+/// A NIC puts to a rank that does nothing, and gets from it: it calls nothing of the library before a file is there that says that all has arrived.
+fn alone(world: &Communicator) {
+    const LENGTH: usize = 40_000;
+    let folder = std::env::var("ROCE_TEST_FOLDER").unwrap();
+    let all_there = |rank: u32| std::path::Path::new(&folder).join(format!("alone.{rank}"));
+    let (rank, size) = (world.rank(), world.size());
+    let owner = size - 1;
+    let window = world.window::<u32>(LENGTH).unwrap();
+    let _ = std::fs::remove_file(all_there(rank));
+    world.barrier().unwrap();
+    if rank == 0 {
+        let data: Vec<u32> = (0..LENGTH as u32).collect();
+        window.put(owner, 0, &data[..10]).unwrap();
+        window.put(owner, 10, &data[10..]).unwrap();
+        window.flush(owner).unwrap();
+        for length in [10, 5_000, LENGTH] {
+            let mut got = vec![0; length];
+            window.get(owner, LENGTH - length, &mut got).unwrap();
+            assert!(got == data[LENGTH - length..]);
+        }
+        std::fs::write(all_there(owner), "").unwrap();
+    } else if rank == owner {
+        let end = Instant::now() + Duration::from_secs(60);
+        while !all_there(owner).exists() && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let mut got = vec![0; LENGTH];
+        window.read(0, &mut got).unwrap();
+        assert!(got.into_iter().eq(0..LENGTH as u32));
     }
     window.close().unwrap();
 }

@@ -12,7 +12,10 @@ pub(super) enum Player {
     Ours,
     Perftest,
     OpenMpi,
-    Libfabric,
+    /// fi_pingpong's connected endpoints.
+    Connected,
+    /// Its reliable datagrams.
+    Datagrams,
     /// What nobody can do without.
     Bare,
 }
@@ -40,8 +43,10 @@ impl Measured {
     /// Both: a peer tells one, another one the other.
     pub(super) fn keep_laps(&mut self, name: &'static str, size: usize, player: Player, laps: Laps) {
         self.keep(name, size, player, laps.median);
-        if name == "message" {
-            self.keep("mean", size, player, laps.mean);
+        match name {
+            "message" => self.keep("mean", size, player, laps.mean),
+            "pair-send" => self.keep("pair-mean", size, player, laps.mean),
+            _ => {}
         }
     }
 
@@ -69,10 +74,16 @@ impl Measured {
                 cases.push(Case::less_is_better(&case, peer, "ns", ours, theirs, Some(LATENCY)));
             }
         }
-        for (player, peer) in [(Player::OpenMpi, "Open MPI (UCX)"), (Player::Libfabric, "fi_pingpong")] {
+        let means = [
+            ("mean", "message", Player::OpenMpi, "Open MPI (UCX)"),
+            ("mean", "message", Player::Datagrams, "fi_pingpong (rdm)"),
+            ("mean", "message", Player::Connected, "fi_pingpong (msg)"),
+            ("pair-mean", "queue pair's send", Player::Connected, "fi_pingpong (msg)"),
+        ];
+        for (name, what, player, peer) in means {
             for size in SIZES {
-                let case = format!("message, half round trip, {}, mean", bytes(size));
-                let (ours, theirs) = (self.of("mean", size, Player::Ours), self.of("mean", size, player));
+                let case = format!("{what}, half round trip, {}, mean", bytes(size));
+                let (ours, theirs) = (self.of(name, size, Player::Ours), self.of("mean", size, player));
                 cases.push(Case::less_is_better(&case, peer, "ns", ours, theirs, Some(AHEAD)));
             }
         }

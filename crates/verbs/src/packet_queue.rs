@@ -15,13 +15,22 @@ use crate::memory::check_range;
 use crate::packets::{BATCH, Entries, PacketPair, PacketRoom, Packets, REGION, Slots};
 use crate::registration::Registration;
 
-/// The kind of a work request to send, in the highest bit of its number.
+/// The kind of a work request to send, in the three highest bits of its number.
 const SEND: u64 = 0;
+/// An RDMA read.
 const READ: u64 = 1;
-const KIND: u32 = 63;
+/// An RDMA write from a slot.
+const PUT: u64 = 2;
+/// An RDMA write from elsewhere.
+const WRITE: u64 = 3;
+/// An RDMA read to a slot.
+const GET: u64 = 4;
+/// The same, and a small one that proves it follows.
+const BEFORE: u64 = 5;
+const KIND: u32 = 61;
 
-/// Where a packet is that was sent, until it has arrived.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// Where a packet is that was sent, or bytes are that were put or got, until that is over.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct PacketSlot {
     region: u32,
     place: u16,
@@ -31,6 +40,15 @@ pub struct PacketSlot {
 /// Stands for the user of a slot whose connection was taken down; a queue pair's number has 24 bits.
 const KEPT: u32 = u32::MAX;
 
+/// Which way memory goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Movement {
+    /// From the peer to here: RDMA read.
+    Read,
+    /// From here to the peer: RDMA write.
+    Write,
+}
+
 /// What a [`PacketQueue`] tells of a connection, by the number of its end here.
 #[derive(Debug)]
 pub enum Told<'a> {
@@ -38,8 +56,12 @@ pub enum Told<'a> {
     Packet(&'a [u8]),
     /// So many packets have arrived at the peer.
     Sent(usize),
-    /// So many bytes of an RDMA read have come; the number is the caller's.
-    Read(u32),
+    /// So many puts have arrived in the peer's memory.
+    Put(usize),
+    /// Bytes that were got, in a slot, whose rest holds anything.
+    Got(&'a [u8]),
+    /// An RDMA read or write of memory is over; the number is the caller's.
+    Moved(u32),
     /// The connection has failed. It tells so of each operation that was under way.
     Failed(CompletionError),
 }
@@ -66,6 +88,8 @@ pub struct PacketQueue {
     users: Vec<u32>,
     /// A send, but for what it sends.
     send: ffi::ibv_send_wr,
+    /// A put, but for what it writes, and where.
+    put: ffi::ibv_send_wr,
     /// Sends and reads that are over, taken from the device and not told yet.
     sent: VecDeque<ffi::ibv_wc>,
     /// The same of receives.
@@ -89,8 +113,11 @@ impl PacketQueue {
     /// [`Error::Length`], or [`Error::Call`], which for ENOMEM names the memlock limit.
     pub fn create(domain: &Arc<ProtectionDomain>, room: PacketRoom) -> Result<Self> {
         let packets = Packets::create(domain, room)?;
-        let (slots, free, users, send) = (Vec::new(), Vec::new(), Vec::new(), request());
-        Ok(Self { packets, slots, free, users, send, sent: VecDeque::new(), received: VecDeque::new() })
+        let (slots, free, users) = (Vec::new(), Vec::new(), Vec::new());
+        let (send, mut put) = (request(), request());
+        put.opcode = ffi::ibv_wr_opcode::IBV_WR_RDMA_WRITE;
+        let (sent, received) = (VecDeque::new(), VecDeque::new());
+        Ok(Self { packets, slots, free, users, send, put, sent, received })
     }
 
     /// The part that makes connections, for any thread.
@@ -181,34 +208,140 @@ impl PacketQueue {
         }
     }
 
-    /// Reads `length` bytes of a peer's memory to `offset` of memory here. The end is told with `name`.
+    /// Writes bytes to a peer's memory, at this address and with its key, from a slot; `None` if there is none now. They may be
+    /// as many as a packet. The caller sees to the room as with [`send`](Self::send).
+    ///
+    /// # Errors
+    /// As [`send`](Self::send).
+    pub fn put(&mut self, pair: &PacketPair, bytes: &[u8], to: (u64, u32)) -> Result<Option<PacketSlot>> {
+        let (length, most) = (bytes.len(), self.packets.room.packet);
+        if length > most {
+            return Err(Error::Length { what: "a put", length, most });
+        }
+        if self.free.is_empty() {
+            self.learn();
+        }
+        let Some((region, place)) = self.free.pop() else { return Ok(None) };
+        let slot = PacketSlot { region, place, length: length as u32 };
+        let start = self.packets.start(&self.slots[region as usize], place);
+        // SAFETY: as in `send`.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), start, length) };
+        match self.post_put(pair, slot, to) {
+            Ok(()) => Ok(Some(slot)),
+            Err(error) => {
+                self.free.push((region, place));
+                Err(error)
+            }
+        }
+    }
+
+    fn post_put(&mut self, pair: &PacketPair, slot: PacketSlot, to: (u64, u32)) -> Result<()> {
+        let PacketSlot { region, place, length } = slot;
+        let mut element = self.packets.element(&self.slots[region as usize], place, length);
+        self.put.wr_id = PUT << KIND | u64::from(region) << REGION | u64::from(place);
+        self.put.sg_list = &raw mut element;
+        self.put.wr.rdma = ffi::rdma_t { remote_addr: to.0, rkey: to.1 };
+        post(pair, &mut self.put)?;
+        *self.user(region, place) = pair.number();
+        Ok(())
+    }
+
+    /// Reads so many bytes of a peer's memory, at this address and with its key, to a slot; `None` if there is none now. They must be fewer
+    /// than a packet's. With `proof` a second read of one byte follows, and the end is told when that is over too. The caller sees to the
+    /// room as with [`send`](Self::send).
+    ///
+    /// # Errors
+    /// As [`send`](Self::send). The slot stays lost where one read was posted and the other refused.
+    pub fn get(
+        &mut self,
+        pair: &PacketPair,
+        length: usize,
+        from: (u64, u32),
+        proof: bool,
+    ) -> Result<Option<PacketSlot>> {
+        let most = self.packets.room.packet - 1;
+        if length > most {
+            return Err(Error::Length { what: "a get", length, most });
+        }
+        if self.free.is_empty() {
+            self.learn();
+        }
+        let Some((region, place)) = self.free.pop() else { return Ok(None) };
+        // No packet has 4 GiB: looked at when the queues were made.
+        let slot = PacketSlot { region, place, length: length as u32 };
+        let slots = Arc::clone(&self.slots[region as usize]);
+        let read = |kind: u64, offset: usize, length: u32| {
+            let mut element = self.packets.element(&slots, place, length);
+            element.addr += offset as u64;
+            let mut request = request();
+            request.wr_id = kind << KIND | u64::from(region) << REGION | u64::from(place);
+            request.sg_list = &raw mut element;
+            request.opcode = ffi::ibv_wr_opcode::IBV_WR_RDMA_READ;
+            request.wr.rdma = ffi::rdma_t { remote_addr: from.0, rkey: from.1 };
+            post(pair, &mut request)
+        };
+        let first = read(if proof { BEFORE } else { GET }, 0, slot.length);
+        if let Err(error) = first {
+            self.free.push((region, place));
+            return Err(error);
+        }
+        // To the end of the slot, which is not the bytes'.
+        let second = if proof { read(GET, most, 1) } else { Ok(()) };
+        *self.user(region, place) = pair.number();
+        second.map(|()| Some(slot))
+    }
+
+    /// Puts once more what was put on a connection that was taken down.
+    ///
+    /// # Errors
+    /// [`Error::Call`]; the slot stays as it was.
+    pub fn put_again(&mut self, pair: &PacketPair, slot: PacketSlot, to: (u64, u32)) -> Result<()> {
+        if *self.user(slot.region, slot.place) != KEPT {
+            return Ok(());
+        }
+        self.post_put(pair, slot, to)
+    }
+
+    /// Reads `length` bytes of a peer's memory, at this address and with its key, to `offset` of memory here, or writes them there. The end
+    /// is told with `name`.
     ///
     /// # Errors
     /// [`Error::OutOfRange`], [`Error::Call`].
-    pub fn read(
+    pub fn move_memory(
         &mut self,
         pair: &PacketPair,
         name: u32,
-        into: (&Registration, usize),
-        from: (u64, u32),
+        movement: Movement,
+        here: (&Registration, usize),
+        there: (u64, u32),
         length: u32,
     ) -> Result<()> {
-        let (memory, offset) = into;
+        let (memory, offset) = here;
         check_range(offset as u64, u64::from(length), memory.length() as u64, "the memory")?;
         let addr = memory.address() + offset as u64;
         let mut element = ffi::ibv_sge { addr, length, lkey: memory.local_key() };
-        let mut read = request();
-        read.wr_id = READ << KIND | u64::from(name);
-        read.sg_list = &raw mut element;
-        read.opcode = ffi::ibv_wr_opcode::IBV_WR_RDMA_READ;
-        read.wr.rdma = ffi::rdma_t { remote_addr: from.0, rkey: from.1 };
-        post(pair, &mut read)
+        let (kind, opcode) = match movement {
+            Movement::Read => (READ, ffi::ibv_wr_opcode::IBV_WR_RDMA_READ),
+            Movement::Write => (WRITE, ffi::ibv_wr_opcode::IBV_WR_RDMA_WRITE),
+        };
+        let mut request = request();
+        request.wr_id = kind << KIND | u64::from(name);
+        request.sg_list = &raw mut element;
+        request.opcode = opcode;
+        request.wr.rdma = ffi::rdma_t { remote_addr: there.0, rkey: there.1 };
+        post(pair, &mut request)
     }
 
     #[inline]
     fn user(&mut self, region: u32, place: u16) -> &mut u32 {
+        let index = self.user_index(region, place);
+        &mut self.users[index]
+    }
+
+    #[inline]
+    fn user_index(&self, region: u32, place: u16) -> usize {
         let PacketRoom { receives, sends, .. } = self.packets.room;
-        &mut self.users[region as usize * usize::from(sends) + usize::from(place - receives)]
+        region as usize * usize::from(sends) + usize::from(place - receives)
     }
 
     /// Tells what has happened, at most a batch of what was sent and one of what came. How much it was.
@@ -266,34 +399,49 @@ impl PacketQueue {
         Ok(Polled::Left)
     }
 
-    /// How many RDMA reads of a connection are over and will be told by `poll`, whatever became of them.
+    /// How many movements of memory of a connection are over and will be told by `poll`, whatever became of them.
     ///
     /// # Errors
     /// As [`poll`](Self::poll).
-    pub fn reads_waiting(&mut self, pair: u32) -> Result<usize> {
+    pub fn movements_waiting(&mut self, pair: u32) -> Result<usize> {
         while self.packets.take_to(self.packets.sent, &mut self.sent)? > 0 {}
-        let is_one = |entry: &&ffi::ibv_wc| entry.qp_num == pair && entry.wr_id >> KIND == READ;
+        let is_one =
+            |entry: &&ffi::ibv_wc| entry.qp_num == pair && matches!(entry.wr_id >> KIND, READ | WRITE);
         Ok(self.sent.iter().filter(is_one).count())
     }
 
     fn tell_sent(&mut self, entries: &[ffi::ibv_wc], tell: &mut impl FnMut(u32, Told<'_>)) {
         let is_good = |entry: &ffi::ibv_wc| entry.status == ffi::ibv_wc_status::IBV_WC_SUCCESS;
-        let is_read = |entry: &ffi::ibv_wc| entry.wr_id >> KIND == READ;
-        // Packets of one connection that have arrived are told together.
+        let kind = |entry: &ffi::ibv_wc| entry.wr_id >> KIND;
+        // Packets of one connection that have arrived are told together, and puts.
         let alike = |a: &ffi::ibv_wc, b: &ffi::ibv_wc| {
-            a.qp_num == b.qp_num && [a, b].iter().all(|entry| is_good(entry) && !is_read(entry))
+            let together = matches!(kind(a), SEND | PUT);
+            a.qp_num == b.qp_num && kind(a) == kind(b) && is_good(a) && is_good(b) && together
         };
         for run in entries.chunk_by(alike) {
             let Some(first) = run.first() else { continue };
             if !is_good(first) {
-                let operation = if is_read(first) { Operation::Read } else { Operation::Send };
+                let operation = match kind(first) {
+                    READ | GET | BEFORE => Operation::Read,
+                    PUT | WRITE => Operation::Write,
+                    _ => Operation::Send,
+                };
                 // What did not arrive may be sent again.
                 tell(first.qp_num, Told::Failed(self.failed(first, operation)));
-            } else if is_read(first) {
+            } else if kind(first) == BEFORE {
+                // The one behind it tells.
+            } else if matches!(kind(first), READ | WRITE) {
                 let name = u32::try_from(first.wr_id & u64::from(u32::MAX)).unwrap_or_default();
-                tell(first.qp_num, Told::Read(name));
+                tell(first.qp_num, Told::Moved(name));
             } else {
-                tell(first.qp_num, Told::Sent(run.len()));
+                tell(
+                    first.qp_num,
+                    match kind(first) {
+                        PUT => Told::Put(run.len()),
+                        GET => Told::Got(self.got(first)),
+                        _ => Told::Sent(run.len()),
+                    },
+                );
                 for entry in run {
                     let (region, place) = slot(entry.wr_id);
                     let user = self.user(region, place);
@@ -333,6 +481,20 @@ impl PacketQueue {
             self.packets.post(slots, number, place)?;
         }
         Ok(was_taken)
+    }
+
+    /// The slot that a read has filled.
+    fn got(&self, entry: &ffi::ibv_wc) -> &[u8] {
+        let (region, place) = slot(entry.wr_id);
+        // It may be of a connection that was taken down: the slot is another one's by now, and what it holds is nobody's.
+        let pairs = self.users.get(self.user_index(region, place));
+        let Some(slots) = self.slots.get(region as usize).filter(|_| pairs == Some(&entry.qp_num)) else {
+            return &[];
+        };
+        let start = self.packets.start(slots, place);
+        // SAFETY: the slot has so many initialised bytes (its pages began as zeros). Its read is over, and it is not free before this borrow
+        // has ended, so no device writes there.
+        unsafe { std::slice::from_raw_parts(start, self.packets.room.packet) }
     }
 
     #[cold]

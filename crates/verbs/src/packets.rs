@@ -35,10 +35,10 @@ pub struct PacketRoom {
     pub receives: u16,
     /// Slots for sends that each connection brings, for all to use.
     pub sends: u16,
-    /// The most sends and reads that a connection may have under way together.
+    /// The most sends, puts, reads and writes that a connection may have under way together.
     pub depth: u16,
-    /// RDMA reads that each connection may have under way.
-    pub reads: u16,
+    /// RDMA reads, and writes of memory that is not in a slot, that each connection may have under way.
+    pub transfers: u16,
     /// The most connections.
     pub connections: u32,
 }
@@ -76,12 +76,13 @@ unsafe impl Sync for Packets {}
 impl Packets {
     /// The queues; memory comes with connections.
     pub(crate) fn create(domain: &Arc<ProtectionDomain>, room: PacketRoom) -> Result<Arc<Self>> {
-        let PacketRoom { packet, receives, sends, reads, connections, .. } = room;
+        let PacketRoom { packet, receives, sends, transfers, connections, .. } = room;
         if packet == 0 || packet > 1 << 30 {
             return Err(Error::Length { what: "a packet", length: packet, most: 1 << 30 });
         }
         let count = |each: u16| i32::try_from(u64::from(connections) * u64::from(each));
-        let (Ok(most_sent), Ok(most_received)) = (count(sends.saturating_add(reads)), count(receives)) else {
+        let (Ok(most_sent), Ok(most_received)) = (count(sends.saturating_add(transfers)), count(receives))
+        else {
             let (length, most) = (connections as usize, i32::MAX as usize);
             return Err(Error::Length { what: "a completion queue", length, most });
         };

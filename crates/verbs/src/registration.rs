@@ -16,6 +16,8 @@ pub enum Access {
     PeersRead,
     /// This rank's own operations write it.
     OwnWrite,
+    /// Peers that have its key read and write it.
+    PeersReadWrite,
 }
 
 /// A registration of memory that belongs to someone else (`ibv_reg_mr(3)`).
@@ -41,7 +43,8 @@ impl Registration {
     ///
     /// # Safety
     /// Until this is dropped, the memory must stay mapped where it is. With [`Access::PeersRead`] nobody may write to it; with
-    /// [`Access::OwnWrite`] it must be writable, and nobody else may read or write it.
+    /// [`Access::OwnWrite`] it must be writable, and nobody else may read or write it. With [`Access::PeersReadWrite`] it must be writable,
+    /// and whoever reads or writes it must do so by atomic accesses alone.
     pub unsafe fn new(
         domain: &Arc<ProtectionDomain>,
         start: *const u8,
@@ -51,6 +54,11 @@ impl Registration {
         let flags = match access {
             Access::PeersRead => ffi::ibv_access_flags::IBV_ACCESS_REMOTE_READ,
             Access::OwnWrite => ffi::ibv_access_flags::IBV_ACCESS_LOCAL_WRITE,
+            Access::PeersReadWrite => {
+                ffi::ibv_access_flags::IBV_ACCESS_LOCAL_WRITE
+                    | ffi::ibv_access_flags::IBV_ACCESS_REMOTE_WRITE
+                    | ffi::ibv_access_flags::IBV_ACCESS_REMOTE_READ
+            }
         };
         if length == 0 {
             return Err(Error::Length { what: "registered memory", length, most: usize::MAX });

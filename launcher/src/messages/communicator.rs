@@ -472,14 +472,14 @@ impl fmt::Display for Described<'_> {
 
 /// Lends memory to an operation that is waited for before the borrow ends.
 #[expect(unsafe_code, reason = "the borrow is longer than the operation")]
-fn lend(bytes: &[u8]) -> Lent {
+pub(crate) fn lend(bytes: &[u8]) -> Lent {
     // SAFETY: `World::wait` ends or forgets the operation before its caller returns, and the caller holds the borrow. It does
     // not unwind in between: nothing of the program's runs there.
     unsafe { Lent::new(bytes) }
 }
 
 #[expect(unsafe_code, reason = "the borrow is longer than the operation")]
-fn lend_mut(bytes: &mut [u8]) -> LentMut {
+pub(crate) fn lend_mut(bytes: &mut [u8]) -> LentMut {
     // SAFETY: as in `lend`.
     unsafe { LentMut::new(bytes) }
 }

@@ -19,7 +19,8 @@ use self::operation::{Fetch, Outgoing, Progress, Reading, State, Waiting, What};
 use crate::messages::lent::{Lent, LentMut};
 use crate::messages::matching::{Context, Label, Wanted};
 use crate::messages::watch::{self, Rounds};
-use crate::transport::{Broken, Fetched, Header, Kind, Look, Transport, Transports};
+use crate::transport::{Broken, Fetched, Header, Kind, Look, Shown, There, Transport, Transports};
+use crate::windows::Memory;
 use crate::windows::remote::Windows;
 
 /// So many packets a receive takes at most for those that were started before it.
@@ -241,7 +242,7 @@ impl<T: Transport> Engine<T> {
     /// Whom an operation needs.
     pub(crate) fn peer(&self, operation: Operation) -> Option<u32> {
         match &self.core.operations.get(operation as usize)?.what {
-            What::Send { peer, .. } => Some(*peer),
+            What::Send { peer, .. } | What::Move { peer } => Some(*peer),
             What::Receive { wanted, .. } => wanted.source,
             What::Discard { .. } => None,
         }
@@ -265,6 +266,95 @@ impl<T: Transport> Engine<T> {
 
     pub(crate) fn windows(&mut self) -> &mut Windows {
         &mut self.core.windows
+    }
+
+    /// Lets peers write to memory of a window where they can.
+    pub(crate) fn show(&mut self, context: Context, memory: &Rc<Memory>) -> Option<Shown> {
+        self.transport.show(context, memory)
+    }
+
+    /// Where memory is that a peer has shown, if this rank can write to it.
+    pub(crate) fn there(&self, peer: u32, shown: &Shown) -> Option<There> {
+        self.transport.there(peer, shown)
+    }
+
+    /// From now on nobody accesses this rank's memory of a window.
+    pub(crate) fn close_window(&mut self, context: Context) {
+        self.transport.hide(context);
+        self.core.windows.close(context);
+    }
+
+    /// Writes to memory of a peer: how many of the bytes were taken.
+    pub(crate) fn try_put(&mut self, peer: u32, there: There, bytes: &[u8]) -> Result<usize, Failure> {
+        if let Some(broken) = self.broken(peer) {
+            return Err(broken);
+        }
+        self.transport.try_put(peer, there, bytes).map_err(|broken| {
+            self.lose(&broken);
+            Failure::Broken(broken)
+        })
+    }
+
+    /// Asks for memory of a peer, which it need not help with: whether there was room for that.
+    pub(crate) fn try_get(
+        &mut self,
+        peer: u32,
+        there: There,
+        length: usize,
+        question: u32,
+    ) -> Result<bool, Failure> {
+        if let Some(broken) = self.broken(peer) {
+            return Err(broken);
+        }
+        self.transport.try_get(peer, there, length, question).map_err(|broken| {
+            self.lose(&broken);
+            Failure::Broken(broken)
+        })
+    }
+
+    /// Starts to write memory to that of a peer, where it is long enough for that.
+    pub(crate) fn write(
+        &mut self,
+        peer: u32,
+        there: There,
+        memory: Lent,
+    ) -> Result<Option<Operation>, Failure> {
+        self.start_move(peer, |transport, operation| transport.write(peer, there, &memory, operation))
+    }
+
+    /// Starts to read memory of a peer to this one, where it is long enough for that.
+    pub(crate) fn read(
+        &mut self,
+        peer: u32,
+        there: There,
+        mut memory: LentMut,
+    ) -> Result<Option<Operation>, Failure> {
+        self.start_move(peer, |transport, operation| transport.read(peer, there, &mut memory, operation))
+    }
+
+    fn start_move(
+        &mut self,
+        peer: u32,
+        start: impl FnOnce(&mut T, Operation) -> Result<bool, Broken>,
+    ) -> Result<Option<Operation>, Failure> {
+        if let Some(broken) = self.broken(peer) {
+            return Err(broken);
+        }
+        let operation = self.core.add(What::Move { peer });
+        let started = start(&mut self.transport, operation);
+        if started == Ok(true) {
+            return Ok(Some(operation));
+        }
+        self.core.operations.remove(operation as usize);
+        started.map(|_| None).map_err(|broken| {
+            self.lose(&broken);
+            Failure::Broken(broken)
+        })
+    }
+
+    /// Has all arrived that was put to a peer's memory without its help?
+    pub(crate) fn has_put(&self, peer: u32) -> bool {
+        self.transport.has_put(peer)
     }
 
     /// The most bytes of payload in one packet to this peer.
@@ -312,6 +402,12 @@ impl<T: Transport> Engine<T> {
             {
                 *got = None;
             }
+        }
+        if matches!(
+            self.core.operations.get(operation as usize),
+            Some(State { what: What::Move { .. }, outcome: None })
+        ) {
+            self.transport.abandon(operation);
         }
         self.core.cancel(operation, &self.transport);
         self.withdraw();
@@ -389,6 +485,9 @@ impl<T: Transport> Engine<T> {
                 true
             }
         };
+        while let Some((question, answer)) = self.transport.take_got() {
+            self.core.windows.got(question, answer);
+        }
         for broken in std::mem::take(&mut self.core.senseless) {
             self.lose(&broken);
         }
@@ -400,16 +499,17 @@ impl<T: Transport> Engine<T> {
         came || told || sent || fetched
     }
 
-    /// Receives whose message the transport has read since it was started. Whether there was any.
+    /// Receives whose message the transport has read since it was started, and moves that are over. Whether there was any.
     fn take_fetched(&mut self) -> bool {
         let mut any = false;
-        while !self.core.reading.is_empty()
-            && let Some(operation) = self.transport.take_fetched()
-        {
-            if let Some(reading) = self.core.reading.remove(&operation) {
-                self.core.finish(operation, Ok(Some(reading.message)));
-                self.core.tell_fetched(&reading);
-                any = true;
+        while let Some(operation) = self.transport.take_fetched() {
+            any = true;
+            match self.core.reading.remove(&operation) {
+                Some(reading) => {
+                    self.core.finish(operation, Ok(Some(reading.message)));
+                    self.core.tell_fetched(&reading);
+                }
+                None => self.core.finish(operation, Ok(None)),
             }
         }
         any

@@ -11,6 +11,7 @@ mod watch;
 mod world;
 
 pub use communicator::Communicator;
+pub(crate) use communicator::{lend, lend_mut};
 pub(crate) use lent::{Lent, LentMut};
 pub use request::{Completed, Request, wait_all, wait_any};
 pub use scope::{Pending, Scope};

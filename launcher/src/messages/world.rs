@@ -17,7 +17,7 @@ use crate::messages::engine::{Engine, Failure, Operation, Outcome, Received};
 use crate::messages::lent::{Lent, LentMut};
 use crate::messages::matching::{Context, Wanted};
 use crate::messages::watch::Watch;
-use crate::transport::Transports;
+use crate::transport::{There, Transports};
 
 /// A look at the engine that finds nothing, so many times, before others get the CPU: what else the node runs would keep it for a
 /// time slice.
@@ -35,8 +35,10 @@ const LOOKS: u32 = 100;
 const PATIENCE: Duration = Duration::from_millis(20);
 const NAP: Duration = Duration::from_micros(50);
 
-/// Operations that wait for nobody look at the engine after so many of them, and at the news after so many.
+/// Operations that wait for nobody look at the engine after so many of them, and at the news after so many. Ranks of other nodes may need this
+/// one for each of their accesses to its windows, so it looks more often where there are any.
 const TICKS: u64 = 64;
+const TICKS_FAR: u64 = 16;
 const TICKS_NEWS: u64 = 2048;
 
 /// One rank of the job.
@@ -55,6 +57,8 @@ pub(crate) struct World {
     left: RefCell<Vec<(Operation, Box<dyn Any>)>>,
     /// Looks that find nothing before others get the CPU.
     spins: u32,
+    /// [`TICKS`] or [`TICKS_FAR`].
+    ticks_between: u64,
     /// No communicator that this rank knows has this context or a higher one.
     next_context: Cell<Context>,
     /// Whose windows are open: also those that programs have dropped without closing them.
@@ -76,6 +80,8 @@ impl World {
             local if local < exchange.size() as usize => FEW,
             _ => SPINS,
         };
+        let has_far = exchange.local_ranks().count() < exchange.size() as usize;
+        let ticks_between = if has_far { TICKS_FAR } else { TICKS };
         let nodes = (0..exchange.size()).map(|rank| exchange.node_of(rank).to_owned()).collect();
         Self {
             rank,
@@ -87,6 +93,7 @@ impl World {
             is_over: Cell::new(false),
             left: RefCell::default(),
             spins,
+            ticks_between,
             next_context: Cell::new(2),
             windows: RefCell::default(),
             ticks: Cell::new(0),
@@ -129,7 +136,7 @@ impl World {
     /// Nobody accesses this rank's memory of a window any more.
     pub(crate) fn close_window(&self, context: Context) {
         self.windows.borrow_mut().remove(&context);
-        self.with_engine(|engine| engine.windows().close(context));
+        self.with_engine(|engine| engine.close_window(context));
     }
 
     pub(crate) fn with_engine<T>(&self, act: impl FnOnce(&mut Engine<Transports>) -> T) -> T {
@@ -190,6 +197,41 @@ impl World {
     ) -> Result<Operation> {
         self.check_over()?;
         Ok(self.engine.borrow_mut().receive(context, wanted, memory))
+    }
+
+    /// Writes long memory to that of a peer, as [`Engine::write`] says, and waits until it is there. Whether it was long enough for that.
+    pub(crate) fn write(
+        &self,
+        peer: u32,
+        there: There,
+        memory: Lent,
+        what: &dyn fmt::Display,
+    ) -> Result<bool> {
+        self.moved(|engine| engine.write(peer, there, memory), what)
+    }
+
+    /// Reads memory of a peer to long memory, as [`write`](Self::write) writes it.
+    pub(crate) fn read(
+        &self,
+        peer: u32,
+        there: There,
+        memory: LentMut,
+        what: &dyn fmt::Display,
+    ) -> Result<bool> {
+        self.moved(|engine| engine.read(peer, there, memory), what)
+    }
+
+    fn moved(
+        &self,
+        start: impl FnOnce(&mut Engine<Transports>) -> Result<Option<Operation>, Failure>,
+        what: &dyn fmt::Display,
+    ) -> Result<bool> {
+        self.check_over()?;
+        let started = start(&mut self.engine.borrow_mut());
+        match started.map_err(|failure| self.error(&failure, 0))? {
+            Some(operation) => self.wait(operation, 0, what).map(|_| true),
+            None => Ok(false),
+        }
     }
 
     /// Waits for an operation; it is forgotten then, whatever became of it. `room` is its memory's length.
@@ -257,7 +299,7 @@ impl World {
         let before = self.ticks.get();
         let after = before.wrapping_add(1 + bytes as u64 / 1024);
         self.ticks.set(after);
-        if before / TICKS != after / TICKS {
+        if before / self.ticks_between != after / self.ticks_between {
             self.progress();
             if before / TICKS_NEWS != after / TICKS_NEWS {
                 self.hear()?;

@@ -10,7 +10,12 @@ pub(crate) mod tcp;
 mod transports;
 pub(crate) mod verbs;
 
+use std::rc::Rc;
+
+use serde::{Deserialize, Serialize};
+
 use crate::messages::{Lent, LentMut};
+use crate::windows::Memory;
 
 pub(crate) use header::{Header, Kind, Place};
 pub(crate) use payload::Payload;
@@ -43,6 +48,46 @@ pub(crate) enum Look {
     Taken,
     /// [`Transport::poll`] is what helps: a packet was left, or one peer can't be looked at alone.
     Poll,
+}
+
+/// How a window's memory of a rank is seen by NICs.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Shown {
+    address: u64,
+    /// By the rank's port.
+    keys: Vec<Option<u32>>,
+}
+
+/// Memory of a peer's window that this rank's NIC can read and write.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct There {
+    address: u64,
+    key: u32,
+}
+
+impl Shown {
+    pub(crate) fn new(address: u64, keys: Vec<Option<u32>>) -> Self {
+        Self { address, keys }
+    }
+
+    /// For who comes in by this port.
+    pub(crate) fn at_port(&self, port: usize) -> Option<There> {
+        let key = self.keys.get(port).copied().flatten()?;
+        Some(There { address: self.address, key })
+    }
+}
+
+impl There {
+    /// So many bytes further.
+    pub(crate) fn further(self, bytes: usize) -> Self {
+        Self { address: self.address.wrapping_add(bytes as u64), key: self.key }
+    }
+
+    /// Address and key.
+    pub(crate) fn place(self) -> (u64, u32) {
+        (self.address, self.key)
+    }
 }
 
 pub(crate) trait Transport {
@@ -121,13 +166,75 @@ pub(crate) trait Transport {
         Ok(Fetched::Impossible)
     }
 
-    /// An operation whose fetch is over since it was started.
+    /// An operation whose fetch or write is over since it was started.
     fn take_fetched(&mut self) -> Option<u32> {
         None
     }
 
-    /// Gives up a fetch that was started: when this returns, nothing touches the operation's memory any more.
+    /// Gives up a fetch or a write that was started: when this returns, nothing touches the operation's memory any more.
     fn abandon(&mut self, _operation: u32) {}
+
+    /// Lets peers read and write memory of a window where they can, until it is hidden. `None` where none can.
+    fn show(&mut self, _context: u32, _memory: &Rc<Memory>) -> Option<Shown> {
+        None
+    }
+
+    /// Ends that.
+    fn hide(&mut self, _context: u32) {}
+
+    /// Where the memory is that a peer has shown, if this rank can get there.
+    fn there(&self, _peer: u32, _shown: &Shown) -> Option<There> {
+        None
+    }
+
+    /// Writes to memory of a peer. How many of the bytes were taken: they have been copied, and arrive by themselves.
+    ///
+    /// # Errors
+    /// If the peer can't be reached any more.
+    fn try_put(&mut self, _peer: u32, _there: There, _bytes: &[u8]) -> Result<usize, Broken> {
+        Ok(0)
+    }
+
+    /// Starts to write an operation's memory to that of a peer, if it is long enough for that. Whether it was started; that it is over is told
+    /// by [`take_fetched`](Self::take_fetched).
+    ///
+    /// # Errors
+    /// If the peer can't be reached any more.
+    fn write(&mut self, _peer: u32, _there: There, _memory: &Lent, _operation: u32) -> Result<bool, Broken> {
+        Ok(false)
+    }
+
+    /// Reads memory of a peer, if there is room for that: so many bytes, which [`take_got`](Self::take_got) gives with the question.
+    ///
+    /// # Errors
+    /// If the peer can't be reached any more.
+    fn try_get(&mut self, _peer: u32, _there: There, _length: usize, _question: u32) -> Result<bool, Broken> {
+        Ok(false)
+    }
+
+    /// A question with its answer.
+    fn take_got(&mut self) -> Option<(u32, Vec<u8>)> {
+        None
+    }
+
+    /// Starts to read memory of a peer to an operation's, as [`write`](Self::write) writes it.
+    ///
+    /// # Errors
+    /// If the peer can't be reached any more.
+    fn read(
+        &mut self,
+        _peer: u32,
+        _there: There,
+        _memory: &mut LentMut,
+        _operation: u32,
+    ) -> Result<bool, Broken> {
+        Ok(false)
+    }
+
+    /// Has all arrived that was put to a peer's memory?
+    fn has_put(&self, _peer: u32) -> bool {
+        true
+    }
 
     /// A peer is taken for lost: nothing touches memory that concerns it any more.
     fn forget(&mut self, _peer: u32, _why: &str) {}

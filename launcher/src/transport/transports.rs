@@ -2,6 +2,7 @@
 
 use std::io;
 use std::ops::RangeInclusive;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use roce_bootstrap::Bootstrap;
@@ -15,7 +16,8 @@ use crate::rail;
 use crate::transport::shared_memory::{self, SharedMemory};
 use crate::transport::tcp::{self, Listening, Peers, Place, Tcp};
 use crate::transport::verbs::{self, Class, Rail, Verbs};
-use crate::transport::{Broken, Fetched, Header, Look, Payload, Place as Offered, Transport};
+use crate::transport::{Broken, Fetched, Header, Look, Payload, Place as Offered, Shown, There, Transport};
+use crate::windows::Memory;
 
 /// What the secrets of messages are derived for.
 const OVER_TCP: &[u8] = b"messages over TCP";
@@ -187,7 +189,7 @@ fn shared_rail(rank: u32, ours: &Card, peer: u32, theirs: &Card) -> Result<Rail,
     let gid = theirs.nics.get(their_port).map(NicCard::gid);
     let card = their_ports.ports.get(their_port).copied();
     match (gid, card) {
-        (Some(gid), Some(card)) if port < our_ports.ports.len() => Ok(Rail { port, card, gid }),
+        (Some(gid), Some(card)) if port < our_ports.ports.len() => Ok(Rail { port, their_port, card, gid }),
         _ => Err(Some("it told of other ports than it has; do all ranks run the same build?".to_owned())),
     }
 }
@@ -384,6 +386,53 @@ impl Transport for Transports {
         if let Some(verbs) = &mut self.verbs {
             verbs.abandon(operation);
         }
+    }
+
+    fn show(&mut self, context: u32, memory: &Rc<Memory>) -> Option<Shown> {
+        self.verbs.as_mut()?.show(context, memory)
+    }
+
+    fn hide(&mut self, context: u32) {
+        if let Some(verbs) = &mut self.verbs {
+            verbs.hide(context);
+        }
+    }
+
+    fn there(&self, peer: u32, shown: &Shown) -> Option<There> {
+        match (self.ways.get(peer as usize), &self.verbs) {
+            (Some(Way::Verbs), Some(verbs)) => verbs.there(peer, shown),
+            _ => None,
+        }
+    }
+
+    fn try_put(&mut self, peer: u32, there: There, bytes: &[u8]) -> Result<usize, Broken> {
+        self.verbs.as_mut().map_or(Ok(0), |verbs| verbs.try_put(peer, there, bytes))
+    }
+
+    fn write(&mut self, peer: u32, there: There, memory: &Lent, operation: u32) -> Result<bool, Broken> {
+        self.verbs.as_mut().map_or(Ok(false), |verbs| verbs.write(peer, there, memory, operation))
+    }
+
+    fn try_get(&mut self, peer: u32, there: There, length: usize, question: u32) -> Result<bool, Broken> {
+        self.verbs.as_mut().map_or(Ok(false), |verbs| verbs.try_get(peer, there, length, question))
+    }
+
+    fn take_got(&mut self) -> Option<(u32, Vec<u8>)> {
+        self.verbs.as_mut()?.take_got()
+    }
+
+    fn read(
+        &mut self,
+        peer: u32,
+        there: There,
+        memory: &mut LentMut,
+        operation: u32,
+    ) -> Result<bool, Broken> {
+        self.verbs.as_mut().map_or(Ok(false), |verbs| verbs.read(peer, there, memory, operation))
+    }
+
+    fn has_put(&self, peer: u32) -> bool {
+        self.verbs.as_ref().is_none_or(|verbs| verbs.has_put(peer))
     }
 
     fn forget(&mut self, peer: u32, why: &str) {

@@ -8,7 +8,7 @@ use super::remote::{self, Question};
 use super::words::Change;
 use crate::messages::engine::{Engine, Failure};
 use crate::messages::matching::Context;
-use crate::transport::{Header, Kind, Transport};
+use crate::transport::{Header, Kind, There, Transport};
 
 /// Questions that are on their way for one get.
 const AHEAD: usize = 8;
@@ -58,10 +58,35 @@ impl Put<'_> {
     }
 }
 
+/// Bytes that a NIC writes there. They have been copied when it's over.
+#[derive(Debug)]
+pub(super) struct PutByNic<'a> {
+    /// A rank of the job.
+    pub(super) peer: u32,
+    pub(super) there: There,
+    /// Those that are left.
+    pub(super) bytes: &'a [u8],
+}
+
+impl PutByNic<'_> {
+    pub(super) fn look<T: Transport>(&mut self, engine: &mut Engine<T>) -> Option<Result<(), Failure>> {
+        while !self.bytes.is_empty() {
+            match engine.try_put(self.peer, self.there, self.bytes) {
+                Ok(0) => return None,
+                Ok(count) => (self.there, self.bytes) = (self.there.further(count), &self.bytes[count..]),
+                Err(failure) => return Some(Err(failure)),
+            }
+        }
+        Some(Ok(()))
+    }
+}
+
 /// Bytes that come from there.
 #[derive(Debug)]
 pub(super) struct Get<'a> {
     place: Place,
+    /// Where a NIC can read it.
+    there: Option<There>,
     into: &'a mut [u8],
     /// The bytes up to here have been asked for.
     asked: usize,
@@ -72,8 +97,8 @@ pub(super) struct Get<'a> {
 }
 
 impl<'a> Get<'a> {
-    pub(super) fn new(place: Place, into: &'a mut [u8]) -> Self {
-        Self { place, into, asked: 0, come: 0, questions: VecDeque::with_capacity(AHEAD) }
+    pub(super) fn new(place: Place, there: Option<There>, into: &'a mut [u8]) -> Self {
+        Self { place, there, into, asked: 0, come: 0, questions: VecDeque::with_capacity(AHEAD) }
     }
 
     pub(super) fn look<T: Transport>(&mut self, engine: &mut Engine<T>) -> Option<Result<(), Failure>> {
@@ -93,7 +118,11 @@ impl<'a> Get<'a> {
             let question = engine.windows().ask(peer, bytes);
             // At most `remote::MOST`.
             let header = self.place.header(Kind::Get, bytes as u32, question, self.asked);
-            match engine.send_now(peer, &header, &[]) {
+            let asked = match self.there {
+                Some(there) => engine.try_get(peer, there.further(self.asked), bytes, question),
+                None => engine.send_now(peer, &header, &[]),
+            };
+            match asked {
                 Ok(true) => {}
                 Ok(false) => {
                     engine.windows().forget(question);
@@ -156,10 +185,10 @@ impl Ask {
     }
 }
 
-/// Whether a peer has carried out all that it was sent.
+/// Whether a peer has carried out all that it was sent, and has all that was put to it.
 pub(super) fn all_done<T: Transport>(engine: &mut Engine<T>, peer: u32) -> Option<Result<(), Failure>> {
     if let Some(broken) = engine.broken(peer) {
         return Some(Err(broken));
     }
-    engine.windows().all_done(peer).then_some(Ok(()))
+    (engine.has_put(peer) && engine.windows().all_done(peer)).then_some(Ok(()))
 }

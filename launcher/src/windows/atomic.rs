@@ -103,7 +103,7 @@ impl<T: Atomic> Window<T> {
         world.tick(0)?;
         let old = match &part.way {
             Way::Mapped(memory) => words::apply(memory.words(), at, change),
-            Way::Messages => {
+            Way::Far(_) => {
                 let place = Place { context: self.communicator.context, peer: self.peer(rank), at };
                 let mut ask = Ask::new(place, change);
                 let answer = self.wait(what, place.peer, |engine| ask.look(engine));

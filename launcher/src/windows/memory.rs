@@ -65,7 +65,7 @@ impl Memory {
         Ok(Self::Shared { map: MmapRaw::map_raw(file)?, words: words::count(bytes) })
     }
 
-    pub(super) fn words(&self) -> &[AtomicU64] {
+    pub(crate) fn words(&self) -> &[AtomicU64] {
         match self {
             Self::Own(words) => words,
             // SAFETY: the map has at least so many words, from a page's beginning on; it stays as long as `self`; the file

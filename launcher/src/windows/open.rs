@@ -12,6 +12,7 @@ use crate::agree::agree_by;
 use crate::error::{Error, Result};
 use crate::memory_file;
 use crate::messages::Communicator;
+use crate::transport::Shown;
 
 /// What a rank tells about its memory.
 #[derive(Serialize, Deserialize)]
@@ -23,6 +24,8 @@ struct Card {
     size: usize,
     /// `None` where nobody else could map it.
     memory: Option<memory_file::Card>,
+    /// Where NICs can write to it.
+    shown: Option<Shown>,
 }
 
 impl Communicator {
@@ -52,11 +55,12 @@ impl Communicator {
         let refused = |problem: String| Error::Memory { node: node.to_owned(), problem };
         let local = own.ranks_here()?;
         let made = make::<T>(length, local.len() > 1).map_err(refused).map(|(memory, file, card)| {
-            let size = size_of::<T>();
-            ((memory, file), Card { length, size, memory: card })
+            let (memory, size) = (Rc::new(memory), size_of::<T>());
+            let shown = own.world.with_engine(|engine| engine.show(own.context, &memory));
+            ((memory, file), Card { length, size, memory: card, shown })
         });
-        let ((memory, file), cards) = own.agree(made)?;
-        let memory = Rc::new(memory);
+        let agreed = own.agree(made).inspect_err(|_| own.world.close_window(own.context));
+        let ((memory, file), cards) = agreed?;
         let parts = own.parts::<T>(&memory, &cards, &local);
         if parts.is_ok() {
             let (memory, bytes) = (Rc::clone(&memory), length * size_of::<T>());
@@ -119,7 +123,10 @@ impl Communicator {
                         problem: format!("that of {} can't be shared: {error}", name(place)),
                     })?))
                 }
-                _ => Way::Messages,
+                _ => Way::Far(card.shown.as_ref().and_then(|shown| {
+                    let peer = self.rank_in_job(place)?;
+                    self.world.with_engine(|engine| engine.there(peer, shown))
+                })),
             };
             parts.push(Part { length: card.length, way });
         }

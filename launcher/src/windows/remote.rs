@@ -112,6 +112,13 @@ impl Windows {
         self.questions.remove(&question).map(|asked| asked.answer)
     }
 
+    /// The answer that a NIC has read, at once.
+    pub(crate) fn got(&mut self, question: Question, bytes: Vec<u8>) {
+        if let Some(asked) = self.questions.get_mut(&question).filter(|asked| asked.bytes == bytes.len()) {
+            asked.answer = bytes;
+        }
+    }
+
     /// Nobody waits for the answer any more.
     pub(super) fn forget(&mut self, question: Question) {
         self.questions.remove(&question);

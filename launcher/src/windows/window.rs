@@ -7,21 +7,24 @@ use std::sync::atomic::{Ordering, fence};
 
 use bytemuck::Pod;
 
-use super::access::{self, Get, Place, Put};
+use super::access::{self, Get, Place, Put, PutByNic};
 use super::memory::Memory;
 use super::words;
 use crate::error::{Error, Result};
-use crate::messages::Communicator;
 use crate::messages::engine::{Engine, Failure};
-use crate::transport::{Kind, Transports};
+use crate::messages::{Communicator, lend, lend_mut};
+use crate::transport::{Kind, There, Transports};
+
+/// Looks at memory between two at what others want: those take longer.
+const GLANCES: u32 = 16;
 
 /// Memory of each rank of a group that the others put to, get from and change atomically, without a call of its owner's for
 /// each: [`Communicator::window`].
 ///
 /// # How
-/// Within a node it is shared memory, and an access is a few instructions of the rank that wants it. Between nodes it is carried
-/// out by the rank that has the memory, when it calls something of a communicator or of a window: a rank that computes for long
-/// lets others wait.
+/// Within a node it is shared memory, and an access is a few instructions of the rank that wants it. Between nodes puts go by RDMA
+/// write and gets by RDMA read where both have NICs of a rail, and the owner need do nothing. All else is carried out by the rank that has the memory, when it
+/// calls something of a communicator or of a window: a rank that computes for long lets others wait.
 ///
 /// # What is seen when
 /// [`put`](Self::put) and [`add`](Self::add) return when the slice may be used again. What they did is seen by everyone
@@ -59,8 +62,8 @@ pub(super) struct Part {
 pub(super) enum Way {
     /// This process has it mapped.
     Mapped(Rc<Memory>),
-    /// Its rank does what is to be done.
-    Messages,
+    /// It is on another node. Its rank does what is to be done, but for puts and gets where its NIC does.
+    Far(Option<There>),
 }
 
 impl<T: Pod> Window<T> {
@@ -103,13 +106,27 @@ impl<T: Pod> Window<T> {
         match &part.way {
             Way::Mapped(memory) if kind == Kind::Add => words::add(memory.words(), at, bytes),
             Way::Mapped(memory) => words::write(memory.words(), at, bytes),
-            Way::Messages => {
+            Way::Far(Some(there)) if kind == Kind::Put => {
+                self.put_by_nic(self.peer(rank), there.further(at), bytes)?;
+            }
+            Way::Far(_) => {
                 let place = Place { context: self.communicator.context, peer: self.peer(rank), at };
                 let mut put = Put { place, kind, bytes, sent: 0 };
                 self.wait(what, place.peer, |engine| put.look(engine))?;
             }
         }
         Ok(())
+    }
+
+    /// Long memory goes from where it is, and has arrived when this returns; short is copied.
+    fn put_by_nic(&self, peer: u32, there: There, bytes: &[u8]) -> Result<()> {
+        let world = &self.communicator.world;
+        let what = format_args!("its put to rank {peer} ({})", world.node_of(peer));
+        if world.write(peer, there, lend(bytes), &what)? {
+            return Ok(());
+        }
+        let mut put = PutByNic { peer, there, bytes };
+        self.wait("put", peer, |engine| put.look(engine))
     }
 
     /// Reads from a rank's memory from `offset` on, in elements.
@@ -134,9 +151,16 @@ impl<T: Pod> Window<T> {
         world.tick(bytes.len())?;
         match &part.way {
             Way::Mapped(memory) => words::read(memory.words(), at, bytes),
-            Way::Messages => {
-                let place = Place { context: self.communicator.context, peer: self.peer(rank), at };
-                let mut get = Get::new(place, bytes);
+            Way::Far(there) => {
+                let (peer, there) = (self.peer(rank), there.map(|there| there.further(at)));
+                if let Some(there) = there {
+                    let what = format_args!("its get from rank {peer} ({})", world.node_of(peer));
+                    if world.read(peer, there, lend_mut(bytes), &what)? {
+                        return Ok(());
+                    }
+                }
+                let place = Place { context: self.communicator.context, peer, at };
+                let mut get = Get::new(place, there, bytes);
                 let result = self.wait("get", place.peer, |engine| get.look(engine));
                 world.with_engine(|engine| get.forget(engine));
                 result?;
@@ -193,11 +217,12 @@ impl<T: Pod> Window<T> {
         let (_, at) = self.locate("wait_until", self.communicator.rank(), offset, 1)?;
         self.communicator.world.tick(0)?;
         let what = format_args!("its wait for element {offset} of its own memory");
-        self.communicator.world.wait_for(&what, || {
+        let mut look = || {
             let mut value = T::zeroed();
             words::read(self.memory.words(), at, bytemuck::bytes_of_mut(&mut value));
             is_right(value).then_some(value)
-        })
+        };
+        self.communicator.world.wait_for(&what, || (0..GLANCES).find_map(|_| look()))
     }
 
     /// Waits until what this rank has put and added to a rank's memory is there, for everyone.
@@ -208,7 +233,7 @@ impl<T: Pod> Window<T> {
         let (part, _) = self.locate("flush", rank, 0, 0)?;
         self.communicator.world.tick(0)?;
         fence(Ordering::SeqCst);
-        if matches!(part.way, Way::Messages) {
+        if matches!(part.way, Way::Far(_)) {
             let peer = self.peer(rank);
             self.wait("flush", peer, |engine| access::all_done(engine, peer))?;
         }

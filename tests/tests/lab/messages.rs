@@ -93,9 +93,10 @@ fn as_the_model_says(lab: &Lab) -> Result<(), Failed> {
     task(&cluster, "collectives", "collectives", "ROCE_TEST_MOST=5000")?;
     task(&cluster, "windows", "cases", "")?;
     task(&cluster, "windows", "long", "ROCE_TEST_MOST=10000")?;
+    task(&cluster, "windows", "alone", "ROCE_TEST_FOLDER=/lab/out")?;
     let packets = cluster.captures().packets_since(&before)?;
-    // RC send, and RC RDMA read request.
-    for opcode in [4, 12] {
+    // RC send, RC RDMA read request, and RC RDMA write, in one packet and the first of several.
+    for opcode in [4, 12, 10, 6] {
         let any = packets.iter().any(|packet| packet.transport.is_some_and(|header| header.opcode == opcode));
         ensure(any, || format!("no packet with opcode {opcode}\n{}", Table::of(&packets)))?;
     }
@@ -119,7 +120,7 @@ fn memory(lab: &Lab) -> Result<(), Failed> {
     // Locked memory is for connections first.
     let program = "/lab/bin/messages rank --exact --ignored --nocapture --test-threads=1";
     let srun = SRUN.replace("--roce-nics=all", "--roce-nics=rxe1");
-    must_run(&cluster, &format!("ROCE_TEST_TASK=crowded {srun} bash -c 'ulimit -l 700; exec {program}'"))?;
+    must_run(&cluster, &format!("ROCE_TEST_TASK=crowded {srun} bash -c 'ulimit -l 960; exec {program}'"))?;
     all_idle(&cluster)
 }
 

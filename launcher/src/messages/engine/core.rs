@@ -137,6 +137,7 @@ impl Core {
                     withdraw(queue, operation, memory.bytes(), transport.most(*peer));
                 }
             }
+            What::Move { .. } => {}
             What::Discard { .. } => return,
         }
         self.operations.remove(operation as usize);
@@ -151,7 +152,7 @@ impl Core {
         self.windows.lose(broken.peer);
         self.fetches.retain(|fetch| fetch.message.label.source != broken.peer);
         let concerns = |state: &State| match &state.what {
-            What::Send { peer, .. } => *peer == broken.peer,
+            What::Send { peer, .. } | What::Move { peer } => *peer == broken.peer,
             What::Receive { got: Some(got), .. } | What::Discard { progress: got } => {
                 got.message.label.source == broken.peer
             }

@@ -4,7 +4,7 @@ use crate::messages::lent::{Lent, LentMut};
 use crate::messages::matching::{Context, Label, Wanted};
 use crate::transport::{Broken, Header, Place};
 
-/// A send or receive that was started.
+/// A send, receive, put or get that was started.
 pub(crate) type Operation = u32;
 
 /// What a receive got.
@@ -45,6 +45,10 @@ pub(super) enum What {
         wanted: Wanted,
         memory: LentMut,
         got: Option<Progress>,
+    },
+    /// A long put or get, which the transport carries out.
+    Move {
+        peer: u32,
     },
     /// A receive that was cancelled while pieces came.
     Discard {

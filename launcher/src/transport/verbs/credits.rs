@@ -5,7 +5,7 @@
 //! half of all credits, and none is spent before it has come.
 
 /// Places for packets that a peer takes credits for.
-pub(super) const ALL: u16 = 16;
+pub(super) const ALL: u16 = 8;
 /// Places for packets that only give back.
 pub(super) const SPARE: u16 = 2;
 

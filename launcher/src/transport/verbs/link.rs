@@ -5,6 +5,8 @@ use std::collections::VecDeque;
 use roce_verbs::{Connection, PacketPair, PacketSlot};
 
 use super::credits::Credits;
+use super::gets::Gets;
+use super::puts::Put;
 use super::stall::Seen;
 use super::{HEAD, Head};
 use crate::transport::Header;
@@ -28,8 +30,9 @@ pub(super) enum State {
 /// A peer, over one connection or several, one after the other: packets are numbered through, and none comes twice or never.
 #[derive(Debug)]
 pub(super) struct Link {
-    /// The port here.
+    /// The port here, and the peer's among its own.
     pub(super) port: usize,
+    pub(super) their_port: usize,
     pub(super) state: State,
     pub(super) credits: Credits,
     /// The connection's number, from 0.
@@ -40,6 +43,10 @@ pub(super) struct Link {
     pub(super) sent: u64,
     /// The last of them that the peer's device may not have, in their order.
     pub(super) under_way: VecDeque<PacketSlot>,
+    /// Puts that the peer's device may not have, in their order, and how many it has.
+    pub(super) puts: VecDeque<Put>,
+    pub(super) puts_arrived: u64,
+    pub(super) gets: Gets,
     /// What its connection was made with, until that is read back.
     pub(super) unchecked: Option<Box<Connection>>,
     /// Of those sent, the last that was more than places given back.
@@ -52,15 +59,19 @@ pub(super) struct Link {
 }
 
 impl Link {
-    pub(super) fn new(port: usize) -> Self {
+    pub(super) fn new(port: usize, their_port: usize) -> Self {
         Self {
             port,
+            their_port,
             state: State::None,
             credits: Credits::new(),
             era: 0,
             received: 0,
             sent: 0,
             under_way: VecDeque::new(),
+            puts: VecDeque::new(),
+            puts_arrived: 0,
+            gets: Gets::default(),
             unchecked: None,
             last: 0,
             seen: Seen::default(),
@@ -79,14 +90,20 @@ impl Link {
         self.under_way.drain(..count.min(self.under_way.len()));
     }
 
+    /// So many more of the puts are in the peer's memory.
+    pub(super) fn puts_have_arrived(&mut self, count: usize) {
+        self.puts.drain(..count.min(self.puts.len()));
+        self.puts_arrived += count as u64;
+    }
+
     /// Is there something on its way that the peer may wait for?
     pub(super) fn is_sending(&self) -> bool {
-        self.arrived() < self.last
+        self.arrived() < self.last || !self.puts.is_empty()
     }
 
     /// Another connection takes the place of one that failed, unless they fail again and again.
     pub(super) fn begin_anew(&mut self) -> bool {
-        let carried = self.received + self.arrived();
+        let carried = self.received + self.arrived() + self.puts_arrived;
         if carried > self.carried {
             self.fruitless = 0;
         }
@@ -163,7 +180,7 @@ mod tests {
 
     #[test]
     fn a_packet_is_taken_apart_and_counted() {
-        let mut link = Link::new(0);
+        let mut link = Link::new(0, 0);
         assert_eq!(link.hear(&packet(0, 0, 0)).unwrap().unwrap().1, b"payload");
         assert_eq!(link.hear(&packet(1, 0, 1)).unwrap(), None);
         assert_eq!((link.credits.give(), link.received), (1, 2));
@@ -171,13 +188,13 @@ mod tests {
 
     #[test]
     fn what_no_rank_sends_is_an_error() {
-        assert!(Link::new(0).hear(&packet(0, 0, 0)[..20]).is_err());
-        assert!(Link::new(0).hear(&packet(0, 1, 0)).is_err());
+        assert!(Link::new(0, 0).hear(&packet(0, 0, 0)[..20]).is_err());
+        assert!(Link::new(0, 0).hear(&packet(0, 1, 0)).is_err());
     }
 
     #[test]
     fn a_packet_that_is_missing_or_comes_twice_is_an_error() {
-        let mut link = Link::new(0);
+        let mut link = Link::new(0, 0);
         assert!(link.hear(&packet(1, 0, 0)).is_err());
         link.hear(&packet(0, 0, 0)).unwrap();
         assert!(link.hear(&packet(0, 0, 0)).is_err());
@@ -185,10 +202,10 @@ mod tests {
 
     #[test]
     fn connections_that_carry_nothing_come_to_an_end_and_others_go_on() {
-        let mut link = Link::new(0);
+        let mut link = Link::new(0, 0);
         assert!((0..FRUITLESS).all(|_| link.begin_anew()));
         assert!(!link.begin_anew());
-        let mut link = Link::new(0);
+        let mut link = Link::new(0, 0);
         let again = (0..=MOST).filter(|_| {
             link.received += 1;
             link.begin_anew()
@@ -198,7 +215,7 @@ mod tests {
 
     #[test]
     fn a_peer_can_have_received_what_was_sent_only() {
-        let mut link = Link::new(0);
+        let mut link = Link::new(0, 0);
         link.sent = 7;
         assert_eq!(link.arrived_by(7), Ok(0));
         assert!(link.arrived_by(8).is_err() && link.arrived_by(6).is_err());

@@ -2,12 +2,12 @@
 //!
 //! Packets that were sent stay in their slots until the peer's device has them, and are numbered. So when a port was down for a moment, has got
 //! its GID anew, or a peer did not answer for too long, both sides take their ends down, take what has come, and say in the handshake for
-//! the next connection how many packets that were. What is missing is sent again, and RDMA reads that are not over begin again:
+//! the next connection how many packets that were. What is missing is sent again, and RDMA reads and writes that are not over begin again:
 //! nobody above notices.
 //!
 //! What a peer has done wrong, or the device does not allow, would only happen again: the peer is lost.
 
-use roce_verbs::{CompletionError, Connection, Error, PacketPair};
+use roce_verbs::{CompletionError, Connection, Error, PacketPair, PacketQueue};
 
 use super::Verbs;
 use super::desk::Wish;
@@ -68,8 +68,11 @@ impl Verbs {
         }
         self.peers[port].remove(&number);
         self.desk.leave(port, number);
-        self.reads.begin_anew(peer);
-        let Some(Some(link)) = self.links.get(peer as usize) else { return };
+        self.transfers.begin_anew(peer);
+        let Some(link) = self.links.get_mut(peer as usize).and_then(Option::as_mut) else { return };
+        for slot in link.gets.begin_anew() {
+            self.queues[port].discard(slot);
+        }
         self.desk.wish(Wish::Again { peer, received: link.received });
     }
 
@@ -106,16 +109,19 @@ impl Verbs {
         for slot in link.under_way.drain(..arrived) {
             queue.discard(slot);
         }
-        for slot in &link.under_way {
-            if let Err(error) = queue.send_again(&pair, *slot) {
-                self.failed.push_back((peer, Failure::of_connection(chain(&error))));
-                break;
-            }
+        // Puts first: who hears of them by a packet finds them.
+        let again = |queue: &mut PacketQueue| {
+            link.puts.iter().try_for_each(|put| queue.put_again(&pair, put.slot, put.to))?;
+            link.under_way.iter().try_for_each(|slot| queue.send_again(&pair, *slot))
+        };
+        if let Err(error) = again(queue) {
+            self.failed.push_back((peer, Failure::of_connection(chain(&error))));
         }
         link.state = State::Up(pair);
         self.connecting = None;
         link.unchecked = Some(asked);
         self.unchecked.push(peer);
+        self.pump_gets(peer);
     }
 
     /// Looks at what the kernel made of new connections.

@@ -3,26 +3,30 @@
 //! There is no connection when the job starts. The first packet to a peer has the [`service`] thread make one, by a
 //! [`handshake`] over datagrams; from then on it serves both directions. A packet is copied into a registered slot, and shown to its receiver where it
 //! came to; [`credits`] see to it that there is always a place for it. A long message is read by its receiver from the sender's memory, which
-//! both register, and find registered the next time; where the system allows no registration, it comes in pieces.
+//! both register, and find registered the next time; where the system allows no registration, it comes in pieces. What is [put](puts) into
+//! a window goes by RDMA write.
 //!
 //! When a connection fails, another one takes its place and goes on where it ended ([`mend`]), unless the port stays unusable for too long.
 //! Then that is what the rank is told, and not what followed from it.
 
 mod credits;
 mod desk;
+mod gets;
 mod handshake;
 mod link;
 mod mend;
 mod port;
-mod reads;
+mod puts;
 mod sends;
 mod service;
 mod stall;
+mod transfers;
 mod words;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::mem::size_of;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -38,23 +42,25 @@ use self::link::{Link, State};
 use self::mend::Failure;
 pub(crate) use self::port::Class;
 use self::port::Port;
-use self::reads::Reads;
+use self::puts::{PUTS, Visible};
 use self::service::{Route, Service};
-use super::{Broken, Fetched, Header, Look, Payload, Place, Transport};
+use self::transfers::Transfers;
+use super::{Broken, Fetched, Header, Look, Payload, Place, Shown, There, Transport};
 use crate::endpoint::Endpoint;
 use crate::error::chain;
 use crate::messages::{Lent, LentMut};
+use crate::windows::Memory;
 
 /// The bytes of a slot: as many as fill whole packets of the wire, of which each costs.
-const SLOT: usize = 8192;
+const SLOT: usize = 16384 + 64;
 /// The most bytes of a packet's payload.
 const MOST: usize = SLOT - HEAD;
 /// Messages that are waited for go unasked up to this length: half of a connection's places hold it, and asking takes a round trip.
 const UNASKED: usize = SLOT * ALL as usize / 2;
 /// Slots for sends that each connection brings. All connections share them.
 const SENDS: u16 = 8;
-/// RDMA reads of a connection at the same time.
-const READS: u16 = 8;
+/// RDMA reads and long RDMA writes of a connection at the same time.
+const TRANSFERS: u16 = 8;
 /// Messages from this length on are read from the sender's memory: to register it costs more than to copy less.
 const REGISTERED: usize = 32 * 1024;
 /// How often a look at one peer polls: more than once, for a NIC needs no pause between looks.
@@ -99,6 +105,8 @@ pub(crate) struct PortCard {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rail {
     pub(crate) port: usize,
+    /// The peer's, among its own.
+    pub(crate) their_port: usize,
     pub(crate) card: PortCard,
     pub(crate) gid: roce_types::Gid,
 }
@@ -130,14 +138,14 @@ impl Opened {
             let limits = endpoint.limits;
             let receives = ALL + SPARE;
             let by_receives = limits.max_shared_receives / u32::from(receives);
-            let by_entries = limits.max_cq_entries / u32::from(receives.max(SENDS + READS));
+            let by_entries = limits.max_cq_entries / u32::from(receives.max(SENDS + TRANSFERS));
             let connections = ranks.min(by_receives).min(by_entries).max(1);
             let room = PacketRoom {
                 packet: SLOT,
                 receives,
                 sends: SENDS,
-                depth: ALL + SPARE + READS,
-                reads: READS,
+                depth: ALL + SPARE + TRANSFERS + PUTS + gets::REQUESTS,
+                transfers: TRANSFERS,
                 connections,
             };
             let mut open = || {
@@ -177,13 +185,19 @@ impl Opened {
         Ok(Verbs {
             names: self.endpoints.iter().map(|endpoint| format!("verbs ({})", endpoint.nic.port)).collect(),
             peers: self.queues.iter().map(|_| BTreeMap::new()).collect(),
-            links: rails.iter().map(|rail| rail.map(|rail| Box::new(Link::new(rail.port)))).collect(),
+            links: rails
+                .iter()
+                .map(|rail| rail.map(|rail| Box::new(Link::new(rail.port, rail.their_port))))
+                .collect(),
             endpoints: self.endpoints,
             queues: self.queues,
             registrations: self.registrations,
             closed: 0,
             offers: BTreeMap::new(),
-            reads: Reads::default(),
+            transfers: Transfers::default(),
+            visible: BTreeMap::new(),
+            getting: BTreeSet::new(),
+            got: VecDeque::new(),
             due: BTreeSet::new(),
             failed: VecDeque::new(),
             unchecked: Vec::new(),
@@ -212,7 +226,13 @@ pub(crate) struct Verbs {
     closed: usize,
     /// Memory that peers may read, by operation, with the peer.
     offers: BTreeMap<u32, (u32, Held)>,
-    reads: Reads,
+    transfers: Transfers,
+    /// Peers that there is more to be got from as soon as there are slots.
+    getting: BTreeSet<u32>,
+    /// What was got, by the question.
+    got: VecDeque<(u32, Vec<u8>)>,
+    /// This rank's memory of windows, by the window's context.
+    visible: BTreeMap<u32, Visible>,
     /// Peers that places are to be given back to.
     due: BTreeSet<u32>,
     /// What failed, and is not dealt with yet.
@@ -311,13 +331,15 @@ impl Verbs {
             State::Opening if link.era > 0 => self.closed += 1,
             State::None | State::Opening => {}
         }
-        for slot in std::mem::take(&mut link.under_way) {
+        let puts = std::mem::take(&mut link.puts).into_iter().map(|put| put.slot);
+        for slot in std::mem::take(&mut link.under_way).into_iter().chain(puts).chain(link.gets.forget()) {
             self.queues[port].discard(slot);
         }
         self.desk.wish(Wish::End { peer, why: why.clone() });
         self.offers.retain(|_, (other, _)| *other != peer);
-        self.reads.forget(peer);
+        self.transfers.forget(peer);
         self.due.remove(&peer);
+        self.getting.remove(&peer);
         self.broken.push_back(Broken { peer, why });
     }
 
@@ -328,7 +350,7 @@ impl Verbs {
         ending: Option<PacketPair>,
         deliver: &mut impl FnMut(u32, &Header, Payload<'_>),
     ) -> roce_verbs::Result<bool> {
-        let Self { queues, peers, links, desk, due, failed, reads, .. } = self;
+        let Self { queues, peers, links, desk, due, failed, transfers, got, .. } = self;
         let peers = &mut peers[port];
         let mut tell = |number: u32, told: Told<'_>| {
             let peer = match peers.get(&number) {
@@ -358,9 +380,7 @@ impl Verbs {
                         Err(why) => failed.push_back((peer, Failure::of_peer(why))),
                     }
                 }
-                Told::Sent(count) => link.have_arrived(count),
-                Told::Read(_) => reads.arrived(peer),
-                Told::Failed(error) => failed.push_back((peer, error.into())),
+                told => sends::note(peer, link, told, transfers, got, failed),
             }
         };
         match ending {
@@ -383,7 +403,10 @@ impl Verbs {
         if !self.due.is_empty() {
             self.give_back();
         }
-        self.pump_reads();
+        self.pump_transfers();
+        for peer in std::mem::take(&mut self.getting) {
+            self.pump_gets(peer);
+        }
         for registrations in &self.registrations {
             registrations.tidy();
         }
@@ -474,7 +497,7 @@ impl Transport for Verbs {
         take: &mut impl FnMut(&Header, Payload<'_>) -> bool,
     ) -> Result<Look, Broken> {
         let idle = self.broken.is_empty() && self.due.is_empty() && self.failed.is_empty();
-        let idle = idle && self.reads.is_empty() && self.unchecked.is_empty();
+        let idle = idle && self.transfers.is_empty() && self.unchecked.is_empty();
         let Some(Some(link)) = self.links.get_mut(peer as usize) else { return Ok(Look::Poll) };
         let Link { port, state: State::Up(pair), .. } = &**link else { return Ok(Look::Poll) };
         if !idle || self.desk.has_news() {
@@ -522,7 +545,7 @@ impl Transport for Verbs {
         let Some(registrations) = registrations.filter(|_| length >= REGISTERED) else {
             return Place::unreadable();
         };
-        match reads::register_to_send(registrations, memory) {
+        match transfers::register_to_send(registrations, memory) {
             // Where no more memory may be locked, it is sent in pieces.
             Err(_) => Place::unreadable(),
             Ok(registration) => {
@@ -553,11 +576,59 @@ impl Transport for Verbs {
     }
 
     fn take_fetched(&mut self) -> Option<u32> {
-        self.reads.take_finished()
+        self.transfers.take_finished()
     }
 
     fn abandon(&mut self, operation: u32) {
-        self.end_read(operation);
+        self.end_transfer(operation);
+    }
+
+    fn show(&mut self, context: u32, memory: &Rc<Memory>) -> Option<Shown> {
+        self.show_memory(context, memory)
+    }
+
+    fn hide(&mut self, context: u32) {
+        self.visible.remove(&context);
+    }
+
+    fn there(&self, peer: u32, shown: &Shown) -> Option<There> {
+        shown.at_port(self.link(peer)?.their_port)
+    }
+
+    fn try_put(&mut self, peer: u32, there: There, bytes: &[u8]) -> Result<usize, Broken> {
+        self.put(peer, there, bytes)
+    }
+
+    fn write(&mut self, peer: u32, there: There, memory: &Lent, operation: u32) -> Result<bool, Broken> {
+        self.start_write(peer, there, memory, operation)
+    }
+
+    fn try_get(&mut self, peer: u32, there: There, length: usize, question: u32) -> Result<bool, Broken> {
+        self.get(peer, there, length, question)
+    }
+
+    fn take_got(&mut self) -> Option<(u32, Vec<u8>)> {
+        self.got.pop_front()
+    }
+
+    fn read(
+        &mut self,
+        peer: u32,
+        there: There,
+        memory: &mut LentMut,
+        operation: u32,
+    ) -> Result<bool, Broken> {
+        let length = memory.bytes().len();
+        if length < REGISTERED {
+            return Ok(false);
+        }
+        let (address, key) = there.place();
+        let fetched = self.start_read(peer, Place::keyed(address, key), memory, length, operation)?;
+        Ok(fetched == Fetched::Started)
+    }
+
+    fn has_put(&self, peer: u32) -> bool {
+        self.link(peer).is_none_or(|link| link.puts.is_empty())
     }
 
     fn forget(&mut self, peer: u32, why: &str) {

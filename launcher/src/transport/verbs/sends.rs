@@ -1,14 +1,37 @@
 //! Sends packets to peers, each copied into a slot.
 
+use std::collections::VecDeque;
+
 use bytemuck::Zeroable;
 use roce_verbs::Told;
 
 use super::credits::{ALL, SPARE};
-use super::link::State;
+use super::link::{Link, State};
 use super::mend::Failure;
+use super::transfers::Transfers;
 use super::{HEAD, Head, Verbs};
 use crate::error::chain;
 use crate::transport::Header;
+
+/// Notes what became of what this rank had a NIC do.
+pub(super) fn note(
+    peer: u32,
+    link: &mut Link,
+    told: Told<'_>,
+    transfers: &mut Transfers,
+    got: &mut VecDeque<(u32, Vec<u8>)>,
+    failed: &mut VecDeque<(u32, Failure)>,
+) {
+    match told {
+        Told::Sent(count) => link.have_arrived(count),
+        Told::Put(count) => link.puts_have_arrived(count),
+        Told::Got(slot) => got.extend(link.gets.arrived(slot)),
+        Told::Moved(_) => transfers.arrived(peer),
+        Told::Failed(error) => failed.push_back((peer, error.into())),
+        // That is what others did.
+        Told::Packet(_) => {}
+    }
+}
 
 impl Verbs {
     /// Gives places back where half of all are due.
@@ -38,19 +61,14 @@ impl Verbs {
 
     /// Takes back the slots of what has arrived. Whether there was any.
     #[cold]
-    fn find_room(&mut self, peer: u32) -> roce_verbs::Result<bool> {
+    pub(super) fn find_room(&mut self, peer: u32) -> roce_verbs::Result<bool> {
         let Some(Some(link)) = self.links.get(peer as usize) else { return Ok(false) };
         let port = link.port;
-        let Self { queues, peers, links, failed, reads, .. } = self;
+        let Self { queues, peers, links, failed, transfers, got, .. } = self;
         let count = queues[port].poll_sent(&mut |number, told| {
             let Some(peer) = peers[port].get(&number).copied() else { return };
             let Some(Some(link)) = links.get_mut(peer as usize) else { return };
-            match told {
-                Told::Sent(count) => link.have_arrived(count),
-                Told::Read(_) => reads.arrived(peer),
-                Told::Failed(error) => failed.push_back((peer, error.into())),
-                Told::Packet(_) => {}
-            }
+            note(peer, link, told, transfers, got, failed);
         })?;
         Ok(count > 0)
     }

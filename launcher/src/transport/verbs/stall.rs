@@ -47,30 +47,34 @@ impl Verbs {
 
     #[cold]
     fn look_at_stalled(&mut self, now: Instant) {
-        let Self { links, reads, failed, .. } = self;
+        let Self { links, transfers, failed, .. } = self;
         for (peer, link) in (0..).zip(links).filter_map(|(peer, link)| Some((peer, link.as_mut()?))) {
-            let reading = reads.under_way(peer);
-            let is_under_way = matches!(link.state, State::Up(_)) && reading + link.under_way.len() > 0;
-            if link.seen.is_stalled(link.arrived() + reads.over(peer), is_under_way, now) {
+            let moving = link.puts.len() + link.gets.under_way() + transfers.under_way(peer);
+            let is_under_way = matches!(link.state, State::Up(_)) && moving + link.under_way.len() > 0;
+            if link.seen.is_stalled(
+                link.arrived() + link.puts_arrived + link.gets.over() + transfers.over(peer),
+                is_under_way,
+                now,
+            ) {
                 link.seen = Seen::default();
                 let why =
-                    format!("for {} s nothing was over of {}", PATIENCE.as_secs(), under_way(link, reading));
+                    format!("for {} s nothing was over of {}", PATIENCE.as_secs(), under_way(link, moving));
                 failed.push_back((peer, Failure::of_connection(why)));
             }
         }
     }
 
-    /// What is the matter with connections that are not idle, in words: `; rank 1: verbs (rxe0:1), connection 2: 3 packets and 1 read
-    /// under way`.
+    /// What is the matter with connections that are not idle, in words: `; rank 1: verbs (rxe0:1), connection 2: 3 packets and 1
+    /// RDMA operation under way`.
     pub(crate) fn under_way(&self) -> String {
         let describe = |(peer, link): (u32, &Option<Box<Link>>)| {
             let link = link.as_deref()?;
-            let reading = self.reads.under_way(peer);
+            let moving = link.puts.len() + link.gets.under_way() + self.transfers.under_way(peer);
             let what: &dyn fmt::Display = match &link.state {
                 State::None | State::Broken(_) => return None,
                 State::Opening => &"being made",
-                State::Up(_) if reading + link.under_way.len() == 0 => return None,
-                State::Up(_) => &under_way(link, reading),
+                State::Up(_) if moving + link.under_way.len() == 0 => return None,
+                State::Up(_) => &under_way(link, moving),
             };
             Some(format!("; rank {peer}: {}, connection {}: {what}", self.names[link.port], link.era + 1))
         };
@@ -78,10 +82,10 @@ impl Verbs {
     }
 }
 
-/// `3 packets and 1 read under way`
-fn under_way(link: &Link, reading: usize) -> String {
+/// `3 packets and 1 RDMA operation under way`
+fn under_way(link: &Link, moving: usize) -> String {
     let number = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
-    format!("{} and {} under way", number(link.under_way.len(), "packet"), number(reading, "read"))
+    format!("{} and {} under way", number(link.under_way.len(), "packet"), number(moving, "RDMA operation"))
 }
 
 #[cfg(test)]

@@ -99,7 +99,7 @@ proptest! {
                 Action::Get(peer, at, length) => {
                     finish(&mut engines, |engine| all_done(engine, peer)).unwrap();
                     let mut got = vec![0; length];
-                    let mut get = Get::new(place(peer, at), &mut got);
+                    let mut get = Get::new(place(peer, at), None, &mut got);
                     finish(&mut engines, |engine| get.look(engine)).unwrap();
                     prop_assert_eq!(&got, &model[peer as usize][at..at + length]);
                 }
@@ -158,7 +158,7 @@ fn a_peer_that_is_lost_ends_what_waits_for_it() {
     let (bytes, mut got) = ([1; 100], [0; 100]);
     let mut put = Put { place: place(1, 0), kind: Kind::Put, bytes: &bytes, sent: 0 };
     assert_eq!(put.look(&mut engines[0]), None, "one packet is on its way");
-    let mut get = Get::new(place(1, 0), &mut got);
+    let mut get = Get::new(place(1, 0), None, &mut got);
     assert_eq!(get.look(&mut engines[0]), None);
     // Something that makes no sense, by which rank 0 loses rank 1.
     let header = Header { kind: 9, context: 0, tag: 0, operation: 0, length: 0 };

@@ -1,4 +1,5 @@
-//! Long messages that this rank reads from their senders' memory, in parts that a device takes at once.
+//! Memory that goes from one rank's to another's without a copy, in parts that a device takes at once: long messages, which this rank
+//! reads from their senders' memory, and long puts, which it writes to a window.
 //!
 //! Soft-RoCE may say that a read is over that is not, when an answer is not the one that it expects, and has the queue pair fail right after
 //! that (`rxe_completer`, where it warns of it). So there a read counts once a small one behind it is over too.
@@ -7,29 +8,29 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use roce_verbs::{Access, Held, Registration, RegistrationCache};
+use roce_verbs::{Access, Held, Movement, Registration, RegistrationCache};
 
 use super::link::State;
 use super::mend::Failure;
-use super::{READS, Verbs};
+use super::{TRANSFERS, Verbs};
 use crate::error::chain;
 use crate::messages::{Lent, LentMut};
 use crate::transport::{Broken, Fetched, Place};
 
-/// The most bytes of one RDMA read: below every device's limit, and long enough for its overhead not to count.
+/// The most bytes of one RDMA read or write: below every device's limit, and long enough for its overhead not to count.
 const PART: usize = 256 * 1024;
-/// How long a read that was given up may take to end by itself. One from a rank that died never does with soft-RoCE, and who waits for it has an
+/// How long one that was given up may take to end by itself. One from a rank that died never does with soft-RoCE, and who waits for it has an
 /// error to tell.
 const GIVEN_UP: Duration = Duration::from_millis(500);
 
-/// Memory that a peer may read until this is dropped, or is done with it.
+/// Memory that a peer may read, or that this rank's own writes read, until this is dropped or they are done with it.
 ///
 /// # Errors
 /// If the system refuses.
 pub(super) fn register_to_send(registrations: &RegistrationCache, memory: &Lent) -> roce_verbs::Result<Held> {
     let bytes = memory.bytes();
     // SAFETY: who lent it keeps it and does not write to it until the engine has forgotten the operation (`Lent::new`), and the engine
-    // withdraws an offer before that.
+    // withdraws an offer, and abandons a write, before that.
     unsafe { registrations.register(bytes.as_ptr(), bytes.len(), Access::PeersRead) }
 }
 
@@ -48,32 +49,48 @@ pub(super) fn register_to_receive(
     unsafe { registrations.register(bytes.as_mut_ptr(), length, Access::OwnWrite) }
 }
 
-/// A message that is being read.
+/// One of an operation.
 #[derive(Debug)]
-struct Read {
-    peer: u32,
-    registration: Held,
-    from: (u64, u32),
-    length: usize,
+pub(super) struct Transfer {
+    pub(super) peer: u32,
+    pub(super) movement: Movement,
+    /// Of the memory here.
+    pub(super) registration: Held,
+    /// The peer's memory, with its key.
+    pub(super) there: (u64, u32),
+    pub(super) length: usize,
     /// Does a small one have to follow?
-    needs_proof: bool,
-    /// Bytes that reads were started for.
+    pub(super) needs_proof: bool,
+    /// Bytes that parts were started for.
     begun: usize,
     /// Bytes that have come.
     come: usize,
 }
 
-/// The next part to be read.
+/// The next part.
 pub(super) struct Part<'a> {
-    pub(super) into: (&'a Registration, usize),
-    pub(super) from: (u64, u32),
+    pub(super) movement: Movement,
+    pub(super) here: (&'a Registration, usize),
+    pub(super) there: (u64, u32),
     pub(super) length: u32,
 }
 
+impl Transfer {
+    pub(super) fn new(
+        peer: u32,
+        movement: Movement,
+        registration: Held,
+        there: (u64, u32),
+        length: usize,
+    ) -> Self {
+        Self { peer, movement, registration, there, length, needs_proof: false, begun: 0, come: 0 }
+    }
+}
+
 #[derive(Debug, Default)]
-pub(super) struct Reads {
+pub(super) struct Transfers {
     /// By operation.
-    all: BTreeMap<u32, Read>,
+    all: BTreeMap<u32, Transfer>,
     /// Those that parts have to be begun of, first come first.
     unbegun: VecDeque<u32>,
     /// Parts under way by peer, in their order, which is the order in which they end: the operation, `None` if it was given up, and
@@ -85,47 +102,39 @@ pub(super) struct Reads {
     finished: VecDeque<(u32, u32)>,
 }
 
-impl Reads {
-    pub(super) fn add(
-        &mut self,
-        peer: u32,
-        operation: u32,
-        registration: Held,
-        from: (u64, u32),
-        length: usize,
-        needs_proof: bool,
-    ) {
-        let read = Read { peer, registration, from, length, needs_proof, begun: 0, come: 0 };
-        self.all.insert(operation, read);
+impl Transfers {
+    pub(super) fn add(&mut self, operation: u32, transfer: Transfer) {
+        self.all.insert(operation, transfer);
         self.unbegun.push_back(operation);
     }
 
     /// The next part of a peer that has a connection, if there is one that may be begun.
     pub(super) fn next(&mut self, is_up: impl Fn(u32) -> bool) -> Option<(u32, Part<'_>)> {
         let place = self.unbegun.iter().position(|operation| {
-            let Some(peer) = self.all.get(operation).map(|read| read.peer) else { return false };
-            self.under_way(peer) < usize::from(READS) && is_up(peer)
+            let Some(peer) = self.all.get(operation).map(|transfer| transfer.peer) else { return false };
+            self.under_way(peer) < usize::from(TRANSFERS) && is_up(peer)
         })?;
         self.unbegun.swap(0, place);
-        let read = self.all.get(self.unbegun.front()?)?;
-        let (begin, length) = match read.length - read.begun {
+        let transfer = self.all.get(self.unbegun.front()?)?;
+        let (begin, length) = match transfer.length - transfer.begun {
             0 => (0, 1),
-            left => (read.begun, left.min(PART)),
+            left => (transfer.begun, left.min(PART)),
         };
-        let from = (read.from.0.wrapping_add(begin as u64), read.from.1);
-        let (registration, offset) = read.registration.place()?;
-        let into = (registration, offset + begin);
-        Some((read.peer, Part { into, from, length: u32::try_from(length).unwrap_or(0) }))
+        let there = (transfer.there.0.wrapping_add(begin as u64), transfer.there.1);
+        let (registration, offset) = transfer.registration.place()?;
+        let here = (registration, offset + begin);
+        let (movement, length) = (transfer.movement, u32::try_from(length).unwrap_or(0));
+        Some((transfer.peer, Part { movement, here, there, length }))
     }
 
     /// The part that `next` gave is under way.
     pub(super) fn started(&mut self) {
         let Some(operation) = self.unbegun.front().copied() else { return };
-        let Some(read) = self.all.get_mut(&operation) else { return };
-        let length = (read.length - read.begun).min(PART);
-        read.begun += length;
-        self.under_way.entry(read.peer).or_default().push_back((Some(operation), length));
-        if read.begun == read.length && (length == 0 || !read.needs_proof) {
+        let Some(transfer) = self.all.get_mut(&operation) else { return };
+        let length = (transfer.length - transfer.begun).min(PART);
+        transfer.begun += length;
+        self.under_way.entry(transfer.peer).or_default().push_back((Some(operation), length));
+        if transfer.begun == transfer.length && (length == 0 || !transfer.needs_proof) {
             self.unbegun.pop_front();
         }
     }
@@ -137,12 +146,12 @@ impl Reads {
         };
         *self.over.entry(peer).or_default() += 1;
         let Some(operation) = operation else { return };
-        let Some(read) = self.all.get_mut(&operation) else { return };
-        read.come += length;
-        if read.come == read.length && (length == 0 || !read.needs_proof) {
+        let Some(transfer) = self.all.get_mut(&operation) else { return };
+        transfer.come += length;
+        if transfer.come == transfer.length && (length == 0 || !transfer.needs_proof) {
             // The device is done with the memory before the operation is told to be over.
-            if let Some(read) = self.all.remove(&operation) {
-                read.registration.give_back();
+            if let Some(transfer) = self.all.remove(&operation) {
+                transfer.registration.give_back();
             }
             self.finished.push_back((operation, peer));
         }
@@ -158,7 +167,7 @@ impl Reads {
         self.over.get(&peer).copied().unwrap_or(0)
     }
 
-    /// Is nothing being read?
+    /// Is there none?
     #[inline]
     pub(super) fn is_empty(&self) -> bool {
         self.all.is_empty() && self.finished.is_empty()
@@ -180,8 +189,8 @@ impl Reads {
     /// Ends an operation's registration. Parts of it that have come and were not told yet are nobody's.
     pub(super) fn remove(&mut self, operation: u32) {
         self.finished.retain(|(other, _)| *other != operation);
-        let Some(read) = self.all.remove(&operation) else { return };
-        for part in self.under_way.get_mut(&read.peer).into_iter().flatten() {
+        let Some(transfer) = self.all.remove(&operation) else { return };
+        for part in self.under_way.get_mut(&transfer.peer).into_iter().flatten() {
             if part.0 == Some(operation) {
                 part.0 = None;
             }
@@ -192,11 +201,11 @@ impl Reads {
     pub(super) fn begin_anew(&mut self, peer: u32) {
         self.under_way.remove(&peer);
         let Self { all, unbegun, .. } = self;
-        for (operation, read) in all.iter_mut().filter(|(_, read)| read.peer == peer) {
+        for (operation, transfer) in all.iter_mut().filter(|(_, transfer)| transfer.peer == peer) {
             if !unbegun.contains(operation) {
                 unbegun.push_back(*operation);
             }
-            (read.begun, read.come) = (0, 0);
+            (transfer.begun, transfer.come) = (0, 0);
         }
     }
 
@@ -205,11 +214,11 @@ impl Reads {
         self.under_way.remove(&peer);
         self.finished.retain(|(_, other)| *other != peer);
         let Self { all, unbegun, .. } = self;
-        all.retain(|operation, read| {
-            if read.peer == peer {
+        all.retain(|operation, transfer| {
+            if transfer.peer == peer {
                 unbegun.retain(|other| other != operation);
             }
-            read.peer != peer
+            transfer.peer != peer
         });
     }
 }
@@ -234,49 +243,53 @@ impl Verbs {
         let Ok(registration) = register_to_receive(registrations, memory, length) else {
             return Ok(Fetched::Impossible);
         };
-        let needs_proof = self.endpoints[link.port].limits.is_soft;
-        self.reads.add(peer, operation, registration, (place.address, key), length, needs_proof);
-        self.pump_reads();
+        let there = (place.address, key);
+        let mut transfer = Transfer::new(peer, Movement::Read, registration, there, length);
+        transfer.needs_proof = self.endpoints[link.port].limits.is_soft;
+        self.transfers.add(operation, transfer);
+        self.pump_transfers();
         Ok(Fetched::Started)
     }
 
-    /// Starts RDMA reads that there is room for.
-    pub(super) fn pump_reads(&mut self) {
-        let Self { links, reads, queues, failed, .. } = self;
+    /// Starts parts that there is room for.
+    pub(super) fn pump_transfers(&mut self) {
+        let Self { links, transfers, queues, failed, .. } = self;
         let is_up = |peer: u32| {
             let link = links.get(peer as usize).and_then(Option::as_ref);
             link.is_some_and(|link| matches!(link.state, State::Up(_)))
         };
-        while let Some((peer, read)) = reads.next(is_up) {
+        while let Some((peer, part)) = transfers.next(is_up) {
             let Some(Some(link)) = links.get(peer as usize) else { return };
             let State::Up(pair) = &link.state else { return };
             let queue = &mut queues[link.port];
-            if let Err(error) = queue.read(pair, 0, read.into, read.from, read.length) {
-                let why = format!("reading {} bytes of its memory: {}", read.length, chain(&error));
+            let Part { movement, here, there, length } = part;
+            if let Err(error) = queue.move_memory(pair, 0, movement, here, there, length) {
+                let what = if movement == Movement::Read { "reading" } else { "writing" };
+                let why = format!("{what} {length} bytes of its memory: {}", chain(&error));
                 return failed.push_back((peer, Failure::of_connection(why)));
             }
-            reads.started();
+            transfers.started();
         }
     }
 
-    /// Gives up what [`start_read`](Self::start_read) began: when this returns, the device does not touch the memory any more.
-    pub(super) fn end_read(&mut self, operation: u32) {
+    /// Gives a transfer up: when this returns, the device does not touch the memory any more.
+    pub(super) fn end_transfer(&mut self, operation: u32) {
         let end = Instant::now() + GIVEN_UP;
-        while let Some((peer, count)) = self.reads.give_up(operation) {
+        while let Some((peer, count)) = self.transfers.give_up(operation) {
             let Some(link) = self.link(peer) else { break };
             let State::Up(pair) = &link.state else { break };
             let (port, number) = (link.port, pair.number());
-            match self.queues[port].reads_waiting(number) {
+            match self.queues[port].movements_waiting(number) {
                 Ok(waiting) if waiting >= count => break,
                 Ok(_) if Instant::now() < end => std::hint::spin_loop(),
                 _ => {
-                    // Closing the connection ends the read for certain.
-                    let why = "a message that it sent was given up, and reading it did not end";
+                    // Closing the connection ends it for certain.
+                    let why = "a message from it, or a put to it, was given up, and what the NIC did of it did not end";
                     self.lose(peer, why.to_owned());
                     break;
                 }
             }
         }
-        self.reads.remove(operation);
+        self.transfers.remove(operation);
     }
 }
