@@ -20,12 +20,11 @@ const LATENCIES: [(&str, Player, &str); 6] = [
     ("pair-write", Player::Ours, "queue pair's write"),
     ("write", Player::Perftest, "ib_write_lat"),
 ];
-const MEANS: [(&str, Player, &str); 5] = [
+const MEANS: [(&str, Player, &str); 4] = [
     ("mean", Player::Ours, "message"),
     ("mean", Player::OpenMpi, "Open MPI (UCX)"),
-    ("mean", Player::Datagrams, "fi_pingpong (rdm)"),
     ("pair-mean", Player::Ours, "queue pair's send"),
-    ("mean", Player::Connected, "fi_pingpong (msg)"),
+    ("mean", Player::Libfabric, "fi_pingpong"),
 ];
 const STREAMS: [(&str, Player, &str); 5] = [
     ("stream", Player::Ours, "messages"),
@@ -98,7 +97,7 @@ fn plot(measured: &Measured, setting: &str) -> Plot {
         });
         Curve { name: name.to_owned(), points: points.collect() }
     };
-    let curves = [LATENCIES[0], LATENCIES[2], LATENCIES[4], LATENCIES[5], MEANS[1], MEANS[4]].map(curve);
+    let curves = [LATENCIES[0], LATENCIES[2], LATENCIES[4], LATENCIES[5], MEANS[1], MEANS[3]].map(curve);
     Plot {
         title: "One way between two ranks over a soft-RoCE device".to_owned(),
         // The page has all of it; a picture has room for the first part.

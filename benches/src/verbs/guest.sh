@@ -78,12 +78,9 @@ perftest() {
     port=18515 pair "${command[@]}" -- "${command[@]}" 127.0.0.1
 }
 
-# pingpong ENDPOINT BYTES TIMES: libfabric's, over its verbs provider: connected endpoints (msg), whose receives are posted beforehand and which
-# match nothing, as queue pairs; or its reliable datagrams (rdm), which any peer may send unasked, as messages.
+# pingpong BYTES TIMES: libfabric's, over its verbs provider's connected endpoints. Its reliable datagrams connect while it measures.
 pingpong() {
-    local provider=verbs
-    [ "$1" = rdm ] && provider="verbs;ofi_rxm"
-    local command=(fi_pingpong -p "$provider" -e "$1" -d rxe0 -S "$2" -I "$3")
+    local command=(fi_pingpong -p verbs -e msg -d rxe0 -S "$1" -I "$2")
     port=47592 pair "${command[@]}" -- "${command[@]}" 10.0.0.1
 }
 

@@ -12,10 +12,7 @@ pub(super) enum Player {
     Ours,
     Perftest,
     OpenMpi,
-    /// fi_pingpong's connected endpoints.
-    Connected,
-    /// Its reliable datagrams.
-    Datagrams,
+    Libfabric,
     /// What nobody can do without.
     Bare,
 }
@@ -76,9 +73,8 @@ impl Measured {
         }
         let means = [
             ("mean", "message", Player::OpenMpi, "Open MPI (UCX)"),
-            ("mean", "message", Player::Datagrams, "fi_pingpong (rdm)"),
-            ("mean", "message", Player::Connected, "fi_pingpong (msg)"),
-            ("pair-mean", "queue pair's send", Player::Connected, "fi_pingpong (msg)"),
+            ("mean", "message", Player::Libfabric, "fi_pingpong"),
+            ("pair-mean", "queue pair's send", Player::Libfabric, "fi_pingpong"),
         ];
         for (name, what, player, peer) in means {
             for size in SIZES {

@@ -150,7 +150,7 @@ fn bandwidths(guest: &Guest, measured: &mut Measured, round: usize, size: usize)
     }
 }
 
-/// Open MPI has all sizes in one run, fi_pingpong each in one, of each kind of endpoint.
+/// Open MPI has all sizes in one run, fi_pingpong each in one.
 fn others(guest: &Guest, measured: &mut Measured) -> Result<()> {
     let cases = SIZES.map(|size| format!("latency {size} 1 {}", times(size)));
     let text = guest.run(&format!("open_mpi {}", cases.join(" ")))?;
@@ -160,11 +160,9 @@ fn others(guest: &Guest, measured: &mut Measured) -> Result<()> {
         measured.keep("mean", size, Player::OpenMpi, ns);
     }
     for size in SIZES {
-        for (endpoint, player) in [("msg", Player::Connected), ("rdm", Player::Datagrams)] {
-            let text = guest.run(&format!("pingpong {endpoint} {size} {}", times(size)))?;
-            lines::over_verbs(&text, 2 * u64::from(times(size)))?;
-            measured.keep("mean", size, player, lines::pingpong(&text)?);
-        }
+        let text = guest.run(&format!("pingpong {size} {}", times(size)))?;
+        lines::over_verbs(&text, 2 * u64::from(times(size)))?;
+        measured.keep("mean", size, Player::Libfabric, lines::pingpong(&text)?);
     }
     Ok(())
 }
