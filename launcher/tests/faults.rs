@@ -41,8 +41,10 @@ const LIFE: Duration = Duration::from_millis(100);
 const NOTICE: Duration = Duration::from_secs(2);
 /// A message that its receiver reads from the sender's memory.
 const LONG: usize = 100_000;
+/// So many gets of a number each in a round of `flow`.
+const SHORT_GETS: usize = 150;
 /// So many puts of a number each in a round of `flow`, and all with the long one behind them.
-const SHORT_PUTS: usize = 40;
+const SHORT_PUTS: usize = 500;
 const PUTS: usize = SHORT_PUTS + LONG / 8;
 
 /// What a rank does; the others start it.
@@ -234,12 +236,19 @@ fn flow(job: &Job) {
             }
             area.put(partner, half + SHORT_PUTS, &mine)?;
             area.flush(partner)?;
+            // Back again: short ones and a long one.
+            for (number, got) in put.iter_mut().enumerate().take(SHORT_GETS) {
+                area.get(partner, half + number, std::slice::from_mut(got))?;
+            }
+            area.get(partner, half + SHORT_GETS, &mut put[SHORT_GETS..])?;
+            let as_put = |rank: u32| (0..SHORT_PUTS as u64).map(move |number| said(rank, number));
+            assert!(put[..SHORT_PUTS].iter().copied().eq(as_put(rank)), "round {round}: short gets");
+            assert!(put[SHORT_PUTS..] == mine, "round {round}: a long get");
             window.fetch_add(partner, 0, 1)?;
             let mut is_over = [u64::from(rank == 0 && enough.exists())];
             world.all_reduce(&mut is_over, Sum)?;
             area.read(half, &mut put)?;
-            let said = (0..SHORT_PUTS as u64).map(|number| said(partner, number));
-            assert!(put[..SHORT_PUTS].iter().copied().eq(said), "round {round}: short puts");
+            assert!(put[..SHORT_PUTS].iter().copied().eq(as_put(partner)), "round {round}: short puts");
             assert!(!put[SHORT_PUTS..].iter().any(wrong), "round {round}: a long put");
             Ok::<bool, Error>(is_over[0] > 0)
         })();
