@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::mem::MaybeUninit;
 use std::sync::Arc;
 
 use rdma_mummy_sys as ffi;
@@ -12,7 +13,7 @@ use crate::connection;
 use crate::context::ProtectionDomain;
 use crate::error::{Error, Result};
 use crate::memory::check_range;
-use crate::packets::{BATCH, Entries, PacketPair, PacketRoom, Packets, REGION, Slots};
+use crate::packets::{BATCH, Entries, PacketPair, PacketRoom, Packets, ReceiveSlot, Slot};
 use crate::registration::Registration;
 
 /// The kind of a work request to send, in the three highest bits of its number.
@@ -32,9 +33,16 @@ const KIND: u32 = 61;
 /// Where a packet is that was sent, or bytes are that were put or got, until that is over.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct PacketSlot {
-    region: u32,
-    place: u16,
+    number: u32,
     length: u32,
+}
+
+/// A slot for sends.
+#[derive(Debug)]
+struct SendSlot {
+    slot: Slot,
+    /// The connection that uses it, 0 for none.
+    user: u32,
 }
 
 /// Stands for the user of a slot whose connection was taken down; a queue pair's number has 24 bits.
@@ -80,12 +88,14 @@ pub enum Polled {
 /// Sends and receives on the connections of a port.
 pub struct PacketQueue {
     packets: Arc<Packets>,
-    /// Those that this side knows of.
-    slots: Vec<Arc<Slots>>,
-    /// Slots for sends that hold nothing, as region and place.
-    free: Vec<(u32, u16)>,
-    /// The connections that use slots for sends, one region's after the other's.
-    users: Vec<u32>,
+    /// Connections whose slots this side knows.
+    known: u32,
+    /// Slots for receives, one connection's after the other's. `packets` keeps their memory, and that of those for sends.
+    receives: Vec<ReceiveSlot>,
+    /// Slots for sends, in the same order.
+    sends: Vec<SendSlot>,
+    /// Those that hold nothing.
+    free: Vec<u32>,
     /// A send, but for what it sends.
     send: ffi::ibv_send_wr,
     /// A put, but for what it writes, and where.
@@ -113,11 +123,11 @@ impl PacketQueue {
     /// [`Error::Length`], or [`Error::Call`], which for ENOMEM names the memlock limit.
     pub fn create(domain: &Arc<ProtectionDomain>, room: PacketRoom) -> Result<Self> {
         let packets = Packets::create(domain, room)?;
-        let (slots, free, users) = (Vec::new(), Vec::new(), Vec::new());
+        let (receives, sends, free) = (Vec::new(), Vec::new(), Vec::new());
         let (send, mut put) = (request(), request());
         put.opcode = ffi::ibv_wr_opcode::IBV_WR_RDMA_WRITE;
         let (sent, received) = (VecDeque::new(), VecDeque::new());
-        Ok(Self { packets, slots, free, users, send, put, sent, received })
+        Ok(Self { packets, known: 0, receives, sends, free, send, put, sent, received })
     }
 
     /// The part that makes connections, for any thread.
@@ -126,16 +136,31 @@ impl PacketQueue {
         &self.packets
     }
 
-    /// Learns of connections that were made.
+    /// Learns the slots of connections that were made since.
     #[cold]
     fn learn(&mut self) {
-        let room = self.packets.room;
-        let slots = self.packets.slots();
-        for (number, slots) in (0..).zip(slots.iter()).skip(self.slots.len()) {
-            self.free.extend((room.receives..room.receives + room.sends).map(|place| (number, place)));
-            self.users.extend((0..room.sends).map(|_| 0));
-            self.slots.push(Arc::clone(slots));
+        let PacketRoom { receives, sends, .. } = self.packets.room;
+        let all = self.packets.slots();
+        for slots in all.iter().skip(self.known as usize) {
+            let new = (0..receives).map(|place| self.packets.receive_slot(slots, self.known, place));
+            self.receives.extend(new);
+            let new = (receives..receives + sends).map(|place| self.packets.slot(slots, place));
+            for (number, slot) in (self.known * u32::from(sends)..).zip(new) {
+                self.sends.push(SendSlot { slot, user: 0 });
+                self.free.push(number);
+            }
+            self.known += 1;
         }
+    }
+
+    /// A slot for sends that holds nothing, of a connection that was made since.
+    #[cold]
+    fn free_of_new(&mut self) -> Option<u32> {
+        // To learn takes a lock.
+        if (self.known as usize) < self.packets.made() {
+            self.learn();
+        }
+        self.free.pop()
     }
 
     /// Sends a packet that is made of two parts; `None` if there is no slot now. The caller sees to it that no connection has more
@@ -143,7 +168,11 @@ impl PacketQueue {
     ///
     /// # Errors
     /// [`Error::Length`] for more than a packet; [`Error::Call`].
-    #[inline]
+    #[inline(always)]
+    #[expect(
+        clippy::inline_always,
+        reason = "each call and each result in memory lengthens the way of a short message"
+    )]
     pub fn send<const HEAD: usize>(
         &mut self,
         pair: &PacketPair,
@@ -155,37 +184,33 @@ impl PacketQueue {
         if length > most {
             return Err(Error::Length { what: "a packet", length, most });
         }
-        if self.free.is_empty() {
-            self.learn();
-        }
-        let Some((region, place)) = self.free.pop() else { return Ok(None) };
-        // No packet has 4 GiB: looked at when the queues were made.
-        let slot = PacketSlot { region, place, length: length as u32 };
-        let start = self.packets.start(&self.slots[region as usize], place);
+        let number = match self.free.pop() {
+            Some(number) => number,
+            None => match self.free_of_new() {
+                Some(number) => number,
+                None => return Ok(None),
+            },
+        };
+        let Some(SendSlot { slot, user }) = self.sends.get_mut(number as usize) else { return Ok(None) };
+        let slot = *slot;
         // SAFETY: the slot has `most` bytes, and they fit; it is free, so no device reads it and nothing refers to its bytes, which are
         // memory of this queue and so not part of `head` or `rest`.
         unsafe {
-            start.cast::<[u8; HEAD]>().write_unaligned(*head);
-            std::ptr::copy_nonoverlapping(rest.as_ptr(), start.add(HEAD), rest.len());
+            slot.start.cast::<[u8; HEAD]>().write_unaligned(*head);
+            std::ptr::copy_nonoverlapping(rest.as_ptr(), slot.start.add(HEAD), rest.len());
         }
-        match self.post_slot(pair, slot) {
-            Ok(()) => Ok(Some(slot)),
+        // No packet has 4 GiB: looked at when the queues were made.
+        let length = length as u32;
+        match post_packet(pair, &mut self.send, number, slot.element(length)) {
+            Ok(()) => {
+                *user = pair.number();
+                Ok(Some(PacketSlot { number, length }))
+            }
             Err(error) => {
-                self.free.push((region, place));
+                self.free.push(number);
                 Err(error)
             }
         }
-    }
-
-    #[inline]
-    fn post_slot(&mut self, pair: &PacketPair, slot: PacketSlot) -> Result<()> {
-        let PacketSlot { region, place, length } = slot;
-        let mut element = self.packets.element(&self.slots[region as usize], place, length);
-        self.send.wr_id = SEND << KIND | u64::from(region) << REGION | u64::from(place);
-        self.send.sg_list = &raw mut element;
-        post(pair, &mut self.send)?;
-        *self.user(region, place) = pair.number();
-        Ok(())
     }
 
     /// Sends a packet once more, which was sent on a connection that was taken down.
@@ -193,18 +218,28 @@ impl PacketQueue {
     /// # Errors
     /// [`Error::Call`]; the slot stays as it was.
     pub fn send_again(&mut self, pair: &PacketPair, slot: PacketSlot) -> Result<()> {
-        if *self.user(slot.region, slot.place) != KEPT {
-            return Ok(());
+        let PacketSlot { number, length } = slot;
+        let Some(SendSlot { slot, user }) = self.sends.get_mut(number as usize) else { return Ok(()) };
+        if *user == KEPT {
+            post_packet(pair, &mut self.send, number, slot.element(length))?;
+            *user = pair.number();
         }
-        self.post_slot(pair, slot)
+        Ok(())
     }
 
     /// A packet that was sent on a connection that was taken down is not needed any more.
     pub fn discard(&mut self, slot: PacketSlot) {
-        let user = self.user(slot.region, slot.place);
-        if *user == KEPT {
-            *user = 0;
-            self.free.push((slot.region, slot.place));
+        self.free_from(slot.number, KEPT);
+    }
+
+    /// A slot holds nothing any more, if it is still this user's.
+    #[inline]
+    fn free_from(&mut self, number: u32, user: u32) {
+        if let Some(slot) = self.sends.get_mut(number as usize)
+            && slot.user == user
+        {
+            slot.user = 0;
+            self.free.push(number);
         }
     }
 
@@ -218,31 +253,38 @@ impl PacketQueue {
         if length > most {
             return Err(Error::Length { what: "a put", length, most });
         }
-        if self.free.is_empty() {
-            self.learn();
-        }
-        let Some((region, place)) = self.free.pop() else { return Ok(None) };
-        let slot = PacketSlot { region, place, length: length as u32 };
-        let start = self.packets.start(&self.slots[region as usize], place);
+        let Some((number, slot)) = self.take_free() else { return Ok(None) };
         // SAFETY: as in `send`.
-        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), start, length) };
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), slot.start, length) };
+        let slot = PacketSlot { number, length: length as u32 };
         match self.post_put(pair, slot, to) {
             Ok(()) => Ok(Some(slot)),
             Err(error) => {
-                self.free.push((region, place));
+                self.free.push(number);
                 Err(error)
             }
         }
     }
 
+    /// A slot for sends that holds nothing, with its number.
+    #[inline]
+    fn take_free(&mut self) -> Option<(u32, Slot)> {
+        let number = match self.free.pop() {
+            Some(number) => number,
+            None => self.free_of_new()?,
+        };
+        self.sends.get(number as usize).map(|send| (number, send.slot))
+    }
+
     fn post_put(&mut self, pair: &PacketPair, slot: PacketSlot, to: (u64, u32)) -> Result<()> {
-        let PacketSlot { region, place, length } = slot;
-        let mut element = self.packets.element(&self.slots[region as usize], place, length);
-        self.put.wr_id = PUT << KIND | u64::from(region) << REGION | u64::from(place);
+        let PacketSlot { number, length } = slot;
+        let Some(SendSlot { slot, user }) = self.sends.get_mut(number as usize) else { return Ok(()) };
+        let mut element = slot.element(length);
+        self.put.wr_id = PUT << KIND | u64::from(number);
         self.put.sg_list = &raw mut element;
         self.put.wr.rdma = ffi::rdma_t { remote_addr: to.0, rkey: to.1 };
         post(pair, &mut self.put)?;
-        *self.user(region, place) = pair.number();
+        *user = pair.number();
         Ok(())
     }
 
@@ -263,32 +305,30 @@ impl PacketQueue {
         if length > most {
             return Err(Error::Length { what: "a get", length, most });
         }
-        if self.free.is_empty() {
-            self.learn();
-        }
-        let Some((region, place)) = self.free.pop() else { return Ok(None) };
-        // No packet has 4 GiB: looked at when the queues were made.
-        let slot = PacketSlot { region, place, length: length as u32 };
-        let slots = Arc::clone(&self.slots[region as usize]);
+        let Some((number, slot)) = self.take_free() else { return Ok(None) };
         let read = |kind: u64, offset: usize, length: u32| {
-            let mut element = self.packets.element(&slots, place, length);
+            let mut element = slot.element(length);
             element.addr += offset as u64;
             let mut request = request();
-            request.wr_id = kind << KIND | u64::from(region) << REGION | u64::from(place);
+            request.wr_id = kind << KIND | u64::from(number);
             request.sg_list = &raw mut element;
             request.opcode = ffi::ibv_wr_opcode::IBV_WR_RDMA_READ;
             request.wr.rdma = ffi::rdma_t { remote_addr: from.0, rkey: from.1 };
             post(pair, &mut request)
         };
-        let first = read(if proof { BEFORE } else { GET }, 0, slot.length);
+        // No packet has 4 GiB: looked at when the queues were made.
+        let length = length as u32;
+        let first = read(if proof { BEFORE } else { GET }, 0, length);
         if let Err(error) = first {
-            self.free.push((region, place));
+            self.free.push(number);
             return Err(error);
         }
         // To the end of the slot, which is not the bytes'.
         let second = if proof { read(GET, most, 1) } else { Ok(()) };
-        *self.user(region, place) = pair.number();
-        second.map(|()| Some(slot))
+        if let Some(send) = self.sends.get_mut(number as usize) {
+            send.user = pair.number();
+        }
+        second.map(|()| Some(PacketSlot { number, length }))
     }
 
     /// Puts once more what was put on a connection that was taken down.
@@ -296,10 +336,10 @@ impl PacketQueue {
     /// # Errors
     /// [`Error::Call`]; the slot stays as it was.
     pub fn put_again(&mut self, pair: &PacketPair, slot: PacketSlot, to: (u64, u32)) -> Result<()> {
-        if *self.user(slot.region, slot.place) != KEPT {
-            return Ok(());
+        match self.sends.get(slot.number as usize) {
+            Some(SendSlot { user: KEPT, .. }) => self.post_put(pair, slot, to),
+            _ => Ok(()),
         }
-        self.post_put(pair, slot, to)
     }
 
     /// Reads `length` bytes of a peer's memory, at this address and with its key, to `offset` of memory here, or writes them there. The end
@@ -330,18 +370,6 @@ impl PacketQueue {
         request.opcode = opcode;
         request.wr.rdma = ffi::rdma_t { remote_addr: there.0, rkey: there.1 };
         post(pair, &mut request)
-    }
-
-    #[inline]
-    fn user(&mut self, region: u32, place: u16) -> &mut u32 {
-        let index = self.user_index(region, place);
-        &mut self.users[index]
-    }
-
-    #[inline]
-    fn user_index(&self, region: u32, place: u16) -> usize {
-        let PacketRoom { receives, sends, .. } = self.packets.room;
-        region as usize * usize::from(sends) + usize::from(place - receives)
     }
 
     /// Tells what has happened, at most a batch of what was sent and one of what came. How much it was.
@@ -378,24 +406,29 @@ impl PacketQueue {
         Ok(entries.len())
     }
 
-    /// Tells the next that came, for who waits for one thing alone: `tell` says whether it has taken what it is told. What it has not,
-    /// [`poll`](Self::poll) tells again, and then what came later.
+    /// Looks for the next that came, for who waits for one thing alone, a few times as long as `goes_on` says so. `tell` says
+    /// whether it has taken what it is told. What it has not, [`poll`](Self::poll) tells again, and then what came later.
     ///
     /// # Errors
     /// As [`poll`](Self::poll).
     #[inline]
-    pub fn poll_for(&mut self, tell: impl FnOnce(u32, Told<'_>) -> bool) -> Result<Polled> {
+    pub fn poll_for(
+        &mut self,
+        goes_on: impl FnMut() -> bool,
+        tell: impl FnOnce(u32, Told<'_>) -> bool,
+    ) -> Result<Polled> {
+        let mut place = MaybeUninit::uninit();
         let entry = match self.received.pop_front() {
-            Some(entry) => entry,
-            None => match self.packets.next_received()? {
+            Some(entry) => place.write(entry),
+            None => match self.packets.next_received(goes_on, &mut place)? {
                 Some(entry) => entry,
                 None => return Ok(Polled::Nothing),
             },
         };
-        if self.tell_received(&entry, tell)? {
+        if self.tell_received(entry, tell)? {
             return Ok(Polled::Taken);
         }
-        self.received.push_front(entry);
+        self.received.push_front(*entry);
         Ok(Polled::Left)
     }
 
@@ -427,7 +460,7 @@ impl PacketQueue {
                     _ => Operation::Send,
                 };
                 // What did not arrive may be sent again.
-                tell(first.qp_num, Told::Failed(self.failed(first, operation)));
+                tell(first.qp_num, Told::Failed(failed(&self.packets, first, operation)));
             } else if kind(first) == BEFORE {
                 // The one behind it tells.
             } else if matches!(kind(first), READ | WRITE) {
@@ -443,13 +476,8 @@ impl PacketQueue {
                     },
                 );
                 for entry in run {
-                    let (region, place) = slot(entry.wr_id);
-                    let user = self.user(region, place);
                     // One of a connection that was closed is free already.
-                    if *user == entry.qp_num {
-                        *user = 0;
-                        self.free.push((region, place));
-                    }
+                    self.free_from(entry.wr_id as u32, entry.qp_num);
                 }
             }
         }
@@ -462,49 +490,35 @@ impl PacketQueue {
         entry: &ffi::ibv_wc,
         tell: impl FnOnce(u32, Told<'_>) -> bool,
     ) -> Result<bool> {
-        let (number, place) = slot(entry.wr_id);
-        if self.slots.len() <= number as usize {
+        let number = entry.wr_id as usize;
+        if self.receives.len() <= number {
             self.learn();
         }
-        let Some(slots) = self.slots.get(number as usize) else { return Ok(true) };
+        let Some(slot) = self.receives.get_mut(number) else { return Ok(true) };
         let told = if entry.status == ffi::ibv_wc_status::IBV_WC_SUCCESS {
             let length = (entry.byte_len as usize).min(self.packets.room.packet);
             // SAFETY: the slot has so many initialised bytes (its pages began as zeros). Its receive has completed, so the device writes
             // there no more until it is posted again, below, when the borrow has ended.
-            let bytes = unsafe { std::slice::from_raw_parts(self.packets.start(slots, place), length) };
+            let bytes = unsafe { std::slice::from_raw_parts(slot.start, length) };
             Told::Packet(bytes)
         } else {
-            Told::Failed(self.failed(entry, Operation::Receive))
+            Told::Failed(failed(&self.packets, entry, Operation::Receive))
         };
         let was_taken = tell(entry.qp_num, told);
         if was_taken {
-            self.packets.post(slots, number, place)?;
+            self.packets.post(slot)?;
         }
         Ok(was_taken)
     }
 
     /// The slot that a read has filled.
     fn got(&self, entry: &ffi::ibv_wc) -> &[u8] {
-        let (region, place) = slot(entry.wr_id);
         // It may be of a connection that was taken down: the slot is another one's by now, and what it holds is nobody's.
-        let pairs = self.users.get(self.user_index(region, place));
-        let Some(slots) = self.slots.get(region as usize).filter(|_| pairs == Some(&entry.qp_num)) else {
-            return &[];
-        };
-        let start = self.packets.start(slots, place);
+        let slot = self.sends.get(entry.wr_id as u32 as usize).filter(|slot| slot.user == entry.qp_num);
+        let Some(SendSlot { slot, .. }) = slot else { return &[] };
         // SAFETY: the slot has so many initialised bytes (its pages began as zeros). Its read is over, and it is not free before this borrow
         // has ended, so no device writes there.
-        unsafe { std::slice::from_raw_parts(start, self.packets.room.packet) }
-    }
-
-    #[cold]
-    fn failed(&self, entry: &ffi::ibv_wc, operation: Operation) -> CompletionError {
-        CompletionError {
-            operation,
-            device: self.packets.domain.device().to_owned(),
-            status: entry.status,
-            vendor_code: entry.vendor_err,
-        }
+        unsafe { std::slice::from_raw_parts(slot.start, self.packets.room.packet) }
     }
 
     /// Ends a connection that failed, and tells all that has come over it: the peer may know that it has come. Packets that have not arrived,
@@ -520,7 +534,7 @@ impl PacketQueue {
         self.tell_of(number, tell)?;
         pair.pair.destroy()?;
         self.tell_of(number, tell)?;
-        self.users.iter_mut().filter(|user| **user == number).for_each(|user| *user = KEPT);
+        self.sends.iter_mut().filter(|slot| slot.user == number).for_each(|slot| slot.user = KEPT);
         Ok(())
     }
 
@@ -556,11 +570,9 @@ impl PacketQueue {
         // Some providers (rxe) leave its entries in the queue.
         self.tell_of(number, &mut |_, _| {})?;
         destroyed?;
-        let PacketRoom { receives, sends, .. } = self.packets.room;
-        let slots = (0..).flat_map(|region| (receives..receives + sends).map(move |place| (region, place)));
-        for (slot, user) in slots.zip(&mut self.users).filter(|(_, user)| **user == number) {
-            *user = 0;
-            self.free.push(slot);
+        for (place, slot) in (0..).zip(&mut self.sends).filter(|(_, slot)| slot.user == number) {
+            slot.user = 0;
+            self.free.push(place);
         }
         Ok(())
     }
@@ -576,6 +588,19 @@ fn request() -> ffi::ibv_send_wr {
     request
 }
 
+/// Sends what is in a slot.
+#[inline]
+fn post_packet(
+    pair: &PacketPair,
+    send: &mut ffi::ibv_send_wr,
+    number: u32,
+    mut element: ffi::ibv_sge,
+) -> Result<()> {
+    send.wr_id = SEND << KIND | u64::from(number);
+    send.sg_list = &raw mut element;
+    post(pair, send)
+}
+
 /// Gives a request to the device; its part is one that lives where this is called.
 #[inline]
 fn post(pair: &PacketPair, request: &mut ffi::ibv_send_wr) -> Result<()> {
@@ -587,16 +612,20 @@ fn post(pair: &PacketPair, request: &mut ffi::ibv_send_wr) -> Result<()> {
     pair.pair.check(code, "ibv_post_send")
 }
 
+#[cold]
+fn failed(packets: &Packets, entry: &ffi::ibv_wc, operation: Operation) -> CompletionError {
+    CompletionError {
+        operation,
+        device: packets.domain.device().to_owned(),
+        status: entry.status,
+        vendor_code: entry.vendor_err,
+    }
+}
+
 /// Who takes all that is told.
 fn all<'a>(tell: &'a mut impl FnMut(u32, Told<'_>)) -> impl FnOnce(u32, Told<'_>) -> bool + 'a {
     move |number, told| {
         tell(number, told);
         true
     }
-}
-
-/// The slot of a work request: region and place.
-#[inline]
-fn slot(id: u64) -> (u32, u16) {
-    ((id >> REGION) as u32, id as u16)
 }

@@ -23,8 +23,9 @@ use crate::readback::Readback;
 
 /// Completions taken from the device at once.
 pub(crate) const BATCH: usize = 16;
-/// A slot's number: which region, and which place there.
-pub(crate) const REGION: u32 = 16;
+
+/// Looks for a completion in one go.
+const LOOKS: u32 = 16;
 
 /// How much room the connections of a port have.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -49,6 +50,38 @@ pub(crate) struct Slots {
     pub(crate) region: Region,
     /// Those for receives that the device was given for the first time.
     posted: AtomicU16,
+}
+
+/// One of them, as its device is told of it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Slot {
+    pub(crate) start: *mut u8,
+    key: u32,
+}
+
+impl Slot {
+    /// So many of its bytes.
+    #[inline]
+    pub(crate) fn element(self, length: u32) -> ffi::ibv_sge {
+        ffi::ibv_sge { addr: self.start.addr() as u64, length, lkey: self.key }
+    }
+}
+
+/// A slot for receives, with the request that gives it to the device.
+pub(crate) struct ReceiveSlot {
+    pub(crate) start: *mut u8,
+    element: ffi::ibv_sge,
+    request: ffi::ibv_recv_wr,
+}
+
+impl ReceiveSlot {
+    /// For packets of at most so many bytes, which are told with this number.
+    fn new(slot: Slot, length: u32, number: u64) -> Self {
+        // The request says where the part is when it is posted.
+        let (next, sg_list) = (std::ptr::null_mut(), std::ptr::null_mut());
+        let request = ffi::ibv_recv_wr { wr_id: number, next, sg_list, num_sge: 1 };
+        Self { start: slot.start, element: slot.element(length), request }
+    }
 }
 
 /// The queues that connections share, for whoever makes connections; [`PacketQueue`](crate::PacketQueue) is for who sends and receives.
@@ -141,7 +174,7 @@ impl Packets {
             }
         };
         for place in slots.posted.load(Ordering::Relaxed)..receives {
-            self.post(&slots, number, place)?;
+            self.post(&mut self.receive_slot(&slots, number, place))?;
             slots.posted.store(place + 1, Ordering::Relaxed);
         }
         Ok(())
@@ -174,33 +207,35 @@ impl Packets {
 
     /// Gives a slot that holds nothing any more to the device.
     #[inline]
-    pub(crate) fn post(&self, slots: &Slots, number: u32, place: u16) -> Result<()> {
-        // A packet has at most 4 GiB: looked at in `create`.
-        let mut element = self.element(slots, place, self.room.packet as u32);
-        let mut request = ffi::ibv_recv_wr {
-            wr_id: u64::from(number) << REGION | u64::from(place),
-            next: std::ptr::null_mut(),
-            sg_list: &raw mut element,
-            num_sge: 1,
-        };
+    pub(crate) fn post(&self, slot: &mut ReceiveSlot) -> Result<()> {
         let mut bad = std::ptr::null_mut();
+        slot.request.sg_list = &raw mut slot.element;
         // SAFETY: the queue exists until `drop`, and its slots as long. Request and element live during the call, which copies them. The
         // slot is new, or its last receive has completed and what came was given, so nothing else refers to its bytes.
-        let code = unsafe { ffi::ibv_post_srq_recv(self.receives, &raw mut request, &raw mut bad) };
+        let code = unsafe { ffi::ibv_post_srq_recv(self.receives, &raw mut slot.request, &raw mut bad) };
         if code == 0 { Ok(()) } else { Error::check(code, "ibv_post_srq_recv", self.domain.device()) }
     }
 
-    /// Takes one completion of a receive.
+    /// Looks for a completion of a receive, a few times as long as `goes_on` says so; `place` is for what was found. A pause between looks
+    /// would be for who waits for another core's cache line: here the device writes.
     #[inline]
-    pub(crate) fn next_received(&self) -> Result<Option<ffi::ibv_wc>> {
-        let mut entry = MaybeUninit::uninit();
-        // SAFETY: the queue exists until `drop`; there is room for one entry.
-        match unsafe { ffi::ibv_poll_cq(self.received, 1, entry.as_mut_ptr()) } {
-            0 => Ok(None),
-            // SAFETY: ibv_poll_cq filled it.
-            1 => Ok(Some(unsafe { entry.assume_init() })),
-            code => Err(self.poll_failed(code)),
+    pub(crate) fn next_received<'a>(
+        &self,
+        mut goes_on: impl FnMut() -> bool,
+        place: &'a mut MaybeUninit<ffi::ibv_wc>,
+    ) -> Result<Option<&'a mut ffi::ibv_wc>> {
+        while goes_on() {
+            for _ in 0..LOOKS {
+                // SAFETY: the queue exists until `drop`; there is room for one entry.
+                match unsafe { ffi::ibv_poll_cq(self.received, 1, place.as_mut_ptr()) } {
+                    0 => {}
+                    // SAFETY: ibv_poll_cq filled it.
+                    1 => return Ok(Some(unsafe { place.assume_init_mut() })),
+                    code => return Err(self.poll_failed(code)),
+                }
+            }
         }
+        Ok(None)
     }
 
     #[cold]
@@ -221,16 +256,19 @@ impl Packets {
         Ok(more.len())
     }
 
-    #[inline]
-    pub(crate) fn element(&self, slots: &Slots, place: u16, length: u32) -> ffi::ibv_sge {
-        ffi::ibv_sge { addr: self.start(slots, place).addr() as u64, length, lkey: slots.region.keys().0 }
+    /// The slot for receives at a place of a connection's.
+    pub(crate) fn receive_slot(&self, slots: &Slots, connection: u32, place: u16) -> ReceiveSlot {
+        let number = u64::from(connection) * u64::from(self.room.receives) + u64::from(place);
+        // A packet has at most 4 GiB: looked at in `create`.
+        ReceiveSlot::new(self.slot(slots, place), self.room.packet as u32, number)
     }
 
-    #[inline]
-    pub(crate) fn start(&self, slots: &Slots, place: u16) -> *mut u8 {
+    /// The slot at a place below receives + sends.
+    pub(crate) fn slot(&self, slots: &Slots, place: u16) -> Slot {
         debug_assert!(place < self.room.receives + self.room.sends);
-        // SAFETY: a region has (receives + sends) x packet bytes, and `place` is below receives + sends everywhere.
-        unsafe { slots.region.start().as_ptr().add(usize::from(place) * self.room.packet) }
+        // SAFETY: a region has (receives + sends) x packet bytes.
+        let start = unsafe { slots.region.start().as_ptr().add(usize::from(place) * self.room.packet) };
+        Slot { start, key: slots.region.keys().0 }
     }
 }
 

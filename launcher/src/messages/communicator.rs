@@ -7,7 +7,7 @@ use bytemuck::Pod;
 
 use crate::collectives::Nodes;
 use crate::error::{Error, Result};
-use crate::messages::engine::{Engine, Operation, Received};
+use crate::messages::engine::{Engine, Received};
 use crate::messages::lent::{Lent, LentMut};
 use crate::messages::matching::{Context, Wanted};
 use crate::messages::request::Request;
@@ -167,16 +167,23 @@ impl Communicator {
     pub(crate) fn send_in<T: Pod>(&self, context: Context, to: u32, tag: u32, data: &[T]) -> Result<()> {
         let peer = self.job_rank("send", to)?;
         let bytes = bytemuck::cast_slice(data);
-        match self.world.start_send(context, peer, tag, lend(bytes), true)? {
-            None => Ok(()),
-            Some(operation) => self.finish_send(operation, peer, tag, bytes.len()),
+        if self.world.send_soon(context, peer, tag, bytes) {
+            return Ok(());
         }
+        self.send_later(context, peer, tag, bytes)
     }
 
+    /// Sends with an operation, mostly.
     #[inline(never)]
-    fn finish_send(&self, operation: Operation, peer: u32, tag: u32, room: usize) -> Result<()> {
-        let what = Described { what: "a send", peer: Some(peer), tag: Tag(Some(tag)), world: &self.world };
-        self.world.wait(operation, room, &what).map(|_| ())
+    fn send_later(&self, context: Context, peer: u32, tag: u32, bytes: &[u8]) -> Result<()> {
+        match self.world.send_later(context, peer, tag, lend(bytes), true)? {
+            None => Ok(()),
+            Some(operation) => {
+                let what =
+                    Described { what: "a send", peer: Some(peer), tag: Tag(Some(tag)), world: &self.world };
+                self.world.wait(operation, bytes.len(), &what).map(|_| ())
+            }
+        }
     }
 
     /// Receives a message into `data`, which may be longer than the message; waits for it.
@@ -203,7 +210,11 @@ impl Communicator {
         self.receive_in(self.context, from.into(), tag.into(), data)
     }
 
-    #[inline]
+    #[inline(always)]
+    #[expect(
+        clippy::inline_always,
+        reason = "what is known of source and tag where it is called need not be asked"
+    )]
     pub(crate) fn receive_in<T: Pod>(
         &self,
         context: Context,
@@ -216,7 +227,7 @@ impl Communicator {
         if let Some(received) = self.world.receive_soon(context, wanted, bytes) {
             return self.status::<T>(received);
         }
-        self.receive_later(context, wanted, tag, bytes).and_then(|received| match received {
+        self.receive_later(context, wanted.source, tag, bytes).and_then(|received| match received {
             Some(received) => self.status::<T>(received),
             // Only sends are over without having received.
             None => Ok(Status { source: u32::MAX, tag: 0, length: 0 }),
@@ -228,13 +239,13 @@ impl Communicator {
     fn receive_later(
         &self,
         context: Context,
-        wanted: Wanted,
+        source: Option<u32>,
         tag: Tag,
         bytes: &mut [u8],
     ) -> Result<Option<Received>> {
-        let room = bytes.len();
+        let (room, wanted) = (bytes.len(), Wanted { source, tag: tag.0 });
         let operation = self.world.start_receive(context, wanted, lend_mut(bytes))?;
-        let what = Described { what: "a receive", peer: wanted.source, tag, world: &self.world };
+        let what = Described { what: "a receive", peer: source, tag, world: &self.world };
         self.world.wait(operation, room, &what)
     }
 

@@ -70,8 +70,8 @@ impl<T: Transport> Engine<T> {
         Self { transport, core: Core::new(rank) }
     }
 
-    /// Starts to send; `None` if it is over already. `waits` says that the caller does nothing but wait for the end.
-    #[inline]
+    /// Starts to send, one way or the other; `None` if it is over already.
+    #[cfg(test)]
     pub(crate) fn send(
         &mut self,
         context: Context,
@@ -80,22 +80,29 @@ impl<T: Transport> Engine<T> {
         memory: Lent,
         waits: bool,
     ) -> Result<Option<Operation>, Failure> {
-        let core = &mut self.core;
-        let bytes = memory.bytes();
-        // The way of short messages, where nothing stands in it.
-        if bytes.len() <= T::SHORT && peer != core.rank && core.outgoing.is_empty() && core.broken.is_empty()
-        {
-            let length = bytes.len() as u64;
-            let header = Header { kind: Kind::Eager as u32, context, tag, operation: 0, length };
-            if self.transport.send_short(peer, &header, bytes) {
-                return Ok(None);
-            }
+        if self.send_soon(context, peer, tag, memory.bytes()) {
+            return Ok(None);
         }
         self.start_send(context, peer, tag, memory, waits)
     }
 
+    /// The way of short messages, where nothing stands in it. Whether it is over.
+    #[inline]
+    pub(crate) fn send_soon(&mut self, context: Context, peer: u32, tag: u32, bytes: &[u8]) -> bool {
+        let core = &self.core;
+        if bytes.len() > T::SHORT || peer == core.rank || !core.outgoing.is_empty() || !core.broken.is_empty()
+        {
+            return false;
+        }
+        let length = bytes.len() as u64;
+        let header = Header { kind: Kind::Eager as u32, context, tag, operation: 0, length };
+        self.transport.send_short(peer, &header, bytes)
+    }
+
+    /// Starts to send what [`send_soon`](Self::send_soon) has not sent; `None` if it is over already. `waits` says that the caller does nothing
+    /// but wait for the end.
     #[inline(never)]
-    fn start_send(
+    pub(crate) fn start_send(
         &mut self,
         context: Context,
         peer: u32,
@@ -167,17 +174,19 @@ impl<T: Transport> Engine<T> {
         {
             return None;
         }
-        let (mut tag, mut length) = (0, 0);
-        let looked = self.transport.look_for(peer, looks, &mut |header, payload| {
+        let mut taken = (0, 0);
+        let told = &mut taken;
+        let looked = self.transport.look_for(peer, looks, &mut move |header, payload| {
             let fits = header.kind == Kind::Eager as u32
                 && header.context == context
                 && wanted.tag.is_none_or(|tag| tag == header.tag)
                 && header.length == payload.len() as u64;
             let Some(to) = room.get_mut(..payload.len()).filter(|_| fits) else { return false };
             payload.copy_to(to);
-            (tag, length) = (header.tag, payload.len());
+            *told = (header.tag, payload.len());
             true
         });
+        let (tag, length) = taken;
         match looked {
             Ok(Look::Taken) => Some(Received { label: Label { source: peer, tag }, length }),
             Ok(Look::Nothing | Look::Poll) => None,

@@ -153,14 +153,31 @@ impl World {
         memory: Lent,
         waits: bool,
     ) -> Result<Option<Operation>> {
-        if self.is_over.get() {
-            self.check_over()?;
+        if self.send_soon(context, peer, tag, memory.bytes()) {
+            return Ok(None);
         }
-        let started = self.engine.borrow_mut().send(context, peer, tag, memory, waits);
-        match started {
-            Ok(operation) => Ok(operation),
-            Err(failure) => Err(self.error(&failure, 0)),
-        }
+        self.send_later(context, peer, tag, memory, waits)
+    }
+
+    /// Sends a short message, if that is possible at once: one call, with its result in a register.
+    #[inline(never)]
+    pub(crate) fn send_soon(&self, context: Context, peer: u32, tag: u32, bytes: &[u8]) -> bool {
+        !self.is_over.get() && self.engine.borrow_mut().send_soon(context, peer, tag, bytes)
+    }
+
+    /// Starts to send what [`send_soon`](Self::send_soon) has not sent.
+    #[inline(never)]
+    pub(crate) fn send_later(
+        &self,
+        context: Context,
+        peer: u32,
+        tag: u32,
+        memory: Lent,
+        waits: bool,
+    ) -> Result<Option<Operation>> {
+        self.check_over()?;
+        let started = self.engine.borrow_mut().start_send(context, peer, tag, memory, waits);
+        started.map_err(|failure| self.error(&failure, 0))
     }
 
     /// Waits a moment for a message that comes next from its source, which takes no operation. `None` where it takes one.

@@ -236,29 +236,10 @@ impl Transports {
             _ => Ok(true),
         }
     }
-}
-
-/// Ways that are longer than that of short messages within a node, which they would lengthen if they were inlined there.
-impl Transports {
-    #[inline(never)]
-    fn look_otherwise(
-        &mut self,
-        peer: u32,
-        looks: u32,
-        take: &mut impl FnMut(&Header, Payload<'_>) -> bool,
-    ) -> Result<Look, Broken> {
-        match (self.ways.get(peer as usize), &mut self.verbs) {
-            (Some(Way::Verbs), Some(verbs)) => verbs.look_for(peer, looks, take),
-            _ => Ok(Look::Poll),
-        }
-    }
 
     #[inline(never)]
     fn send_short_otherwise(&mut self, peer: u32, header: &Header, payload: &[u8]) -> bool {
-        match (self.ways.get(peer as usize), &mut self.verbs) {
-            (Some(Way::Verbs), Some(verbs)) => verbs.send_short(peer, header, payload),
-            _ => self.try_send(peer, header, payload) == Ok(true),
-        }
+        self.try_send(peer, header, payload) == Ok(true)
     }
 
     fn try_send_otherwise(&mut self, peer: u32, header: &Header, payload: &[u8]) -> Result<bool, Broken> {
@@ -305,16 +286,19 @@ impl Transport for Transports {
         }
     }
 
-    #[inline]
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "each call lengthens the way of a short message")]
     fn look_for(
         &mut self,
         peer: u32,
         looks: u32,
         take: &mut impl FnMut(&Header, Payload<'_>) -> bool,
     ) -> Result<Look, Broken> {
-        match (self.ways.get(peer as usize), &mut self.shared) {
-            (Some(Way::Shared | Way::SharedLater(_)), Some(shared)) => shared.look_for(peer, looks, take),
-            _ => self.look_otherwise(peer, looks, take),
+        match (self.ways.get(peer as usize), &mut self.shared, &mut self.verbs) {
+            (Some(Way::Shared | Way::SharedLater(_)), Some(shared), _) => shared.look_for(peer, looks, take),
+            // A call: inlined it would lengthen the way within a node.
+            (Some(Way::Verbs), _, Some(verbs)) => Ok(verbs.look_at(peer, looks, take)),
+            _ => Ok(Look::Poll),
         }
     }
 
@@ -328,10 +312,12 @@ impl Transport for Transports {
         self.try_send_otherwise(peer, header, payload)
     }
 
-    #[inline]
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "as look_for")]
     fn send_short(&mut self, peer: u32, header: &Header, payload: &[u8]) -> bool {
-        match (self.ways.get(peer as usize), &mut self.shared) {
-            (Some(Way::Shared), Some(shared)) => shared.send_short(peer, header, payload),
+        match (self.ways.get(peer as usize), &mut self.shared, &mut self.verbs) {
+            (Some(Way::Shared), Some(shared), _) => shared.send_short(peer, header, payload),
+            (Some(Way::Verbs), _, Some(verbs)) => verbs.send_at_once(peer, header, payload),
             _ => self.send_short_otherwise(peer, header, payload),
         }
     }

@@ -32,9 +32,13 @@ impl Credits {
 
     /// The peer gave so many back. Whether it had so many.
     pub(super) fn earn(&mut self, count: u16) -> bool {
-        let left = self.left.saturating_add(count);
-        self.left = left.min(ALL);
-        left <= ALL
+        match self.left.checked_add(count) {
+            Some(left) if left <= ALL => {
+                self.left = left;
+                true
+            }
+            _ => false,
+        }
     }
 
     /// A packet of the peer has come, and its place is empty again. Whether the peer had a credit for it.

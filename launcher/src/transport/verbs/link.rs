@@ -15,7 +15,7 @@ use crate::transport::Header;
 const FRUITLESS: u32 = 3;
 /// Connections that may take the place of the first: each that fails may cost a place for receives (rxe), and there are more of them.
 const MOST: u32 = 16;
-const NONSENSE: &str = "it sent something that makes no sense; do all ranks run the same build?";
+pub(super) const NONSENSE: &str = "it sent something that makes no sense; do all ranks run the same build?";
 
 #[derive(Debug)]
 pub(super) enum State {
@@ -153,17 +153,17 @@ impl Link {
         if !self.is_next(head) {
             return Err("a packet of it is missing, or came twice; see the kernel's log");
         }
+        if !self.count_next(head) {
+            return Err(NONSENSE);
+        }
+        Ok(head.is_only_that == 0)
+    }
+
+    /// The same for one that is known to be the next. Whether it makes sense.
+    #[inline]
+    pub(super) fn count_next(&mut self, head: &Head) -> bool {
         self.received += 1;
-        if !self.credits.earn(head.given) {
-            return Err(NONSENSE);
-        }
-        if head.is_only_that != 0 {
-            return Ok(false);
-        }
-        if !self.credits.empty() {
-            return Err(NONSENSE);
-        }
-        Ok(true)
+        self.credits.earn(head.given) && (head.is_only_that != 0 || self.credits.empty())
     }
 }
 

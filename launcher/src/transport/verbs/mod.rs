@@ -19,6 +19,7 @@ mod port;
 mod puts;
 mod sends;
 mod service;
+mod short;
 mod stall;
 mod transfers;
 mod words;
@@ -33,7 +34,7 @@ use std::time::{Duration, Instant};
 
 use bytemuck::{Pod, Zeroable};
 use roce_bootstrap::Secret;
-use roce_verbs::{Held, Keep, PacketPair, PacketQueue, PacketRoom, Polled, RegistrationCache, Told};
+use roce_verbs::{Held, Keep, PacketPair, PacketQueue, PacketRoom, RegistrationCache, Told};
 use serde::{Deserialize, Serialize};
 
 use self::credits::{ALL, SPARE};
@@ -45,7 +46,7 @@ use self::port::Port;
 use self::puts::{PUTS, Visible};
 use self::service::{Route, Service};
 use self::transfers::Transfers;
-use super::{Broken, Fetched, Header, Look, Payload, Place, Shown, There, Transport};
+use super::{Broken, Fetched, Header, Payload, Place, Shown, There, Transport};
 use crate::endpoint::Endpoint;
 use crate::error::chain;
 use crate::messages::{Lent, LentMut};
@@ -63,8 +64,6 @@ const SENDS: u16 = 8;
 const TRANSFERS: u16 = 8;
 /// Messages from this length on are read from the sender's memory: to register it costs more than to copy less.
 const REGISTERED: usize = 32 * 1024;
-/// How often a look at one peer polls: more than once, for a NIC needs no pause between looks.
-const POLLS: u32 = 16;
 /// How long a rank leaves its CPU to the thread that makes its connection, in naps of at most this length: to yield is not enough where both have
 /// one CPU, for the kernel gives each its half then.
 const WAY_FREE: Duration = Duration::from_millis(20);
@@ -462,12 +461,6 @@ impl Transport for Verbs {
         })
     }
 
-    /// Whatever stands in the way, `try_send` finds again.
-    #[inline]
-    fn send_short(&mut self, peer: u32, header: &Header, payload: &[u8]) -> bool {
-        matches!(self.send(peer, header, payload, false), Ok(true))
-    }
-
     #[inline]
     fn poll(&mut self, deliver: &mut impl FnMut(u32, &Header, Payload<'_>)) -> Result<bool, Broken> {
         if !self.unchecked.is_empty() {
@@ -486,57 +479,6 @@ impl Transport for Verbs {
             Some(broken) => Err(broken),
             None => Ok(came),
         }
-    }
-
-    /// The way of a short message that is waited for. Whatever else there is to do, `poll` does.
-    #[inline]
-    fn look_for(
-        &mut self,
-        peer: u32,
-        looks: u32,
-        take: &mut impl FnMut(&Header, Payload<'_>) -> bool,
-    ) -> Result<Look, Broken> {
-        let idle = self.broken.is_empty() && self.due.is_empty() && self.failed.is_empty();
-        let idle = idle && self.transfers.is_empty() && self.unchecked.is_empty();
-        let Some(Some(link)) = self.links.get_mut(peer as usize) else { return Ok(Look::Poll) };
-        let Link { port, state: State::Up(pair), .. } = &**link else { return Ok(Look::Poll) };
-        if !idle || self.desk.has_news() {
-            return Ok(Look::Poll);
-        }
-        let (port, number) = (*port, pair.number());
-        let queue = &mut self.queues[port];
-        let (mut taken, mut wrong) = (false, None);
-        let mut polled = Ok(Polled::Nothing);
-        let mut left = looks.saturating_mul(POLLS);
-        while left > 0 && matches!(polled, Ok(Polled::Nothing)) {
-            left -= 1;
-            polled = queue.poll_for(|from, told| {
-                let Told::Packet(bytes) = told else { return false };
-                let Some((head, payload)) = Link::split(bytes) else { return false };
-                taken = from == number
-                    && head.is_only_that == 0
-                    && link.is_next(&head)
-                    && take(&head.header, payload.into());
-                if taken {
-                    wrong = link.count(&head).err();
-                }
-                taken
-            });
-            if left.is_multiple_of(POLLS) && self.desk.has_news() {
-                break;
-            }
-        }
-        if !taken {
-            // Who polls is told the same again.
-            return Ok(if matches!(polled, Ok(Polled::Nothing)) { Look::Nothing } else { Look::Poll });
-        }
-        if link.credits.is_due() {
-            self.due.insert(peer);
-        }
-        if let Some(why) = wrong {
-            self.failed.push_back((peer, Failure::of_peer(why)));
-        }
-        Ok(Look::Taken)
     }
 
     fn offer(&mut self, peer: u32, operation: u32, memory: &Lent) -> Place {

@@ -54,9 +54,22 @@ impl Verbs {
         payload: &[u8],
         gives_only: bool,
     ) -> roce_verbs::Result<bool> {
-        Ok(self.send_now(peer, header, payload, gives_only)?
-            // What has arrived is not looked at before its slot is needed.
-            || self.find_room(peer)? && self.send_now(peer, header, payload, gives_only)?)
+        match self.send_now(peer, header, payload, gives_only) {
+            Ok(false) => self.send_with_room(peer, header, payload, gives_only),
+            other => other,
+        }
+    }
+
+    /// The same once more, if slots are free after a look: what has arrived is not looked at before a slot is needed.
+    #[cold]
+    pub(super) fn send_with_room(
+        &mut self,
+        peer: u32,
+        header: &Header,
+        payload: &[u8],
+        gives_only: bool,
+    ) -> roce_verbs::Result<bool> {
+        Ok(self.find_room(peer)? && self.send_now(peer, header, payload, gives_only)?)
     }
 
     /// Takes back the slots of what has arrived. Whether there was any.
@@ -73,8 +86,9 @@ impl Verbs {
         Ok(count > 0)
     }
 
-    #[inline]
-    fn send_now(
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "two callers, of which the first is the way of short messages")]
+    pub(super) fn send_now(
         &mut self,
         peer: u32,
         header: &Header,
@@ -82,6 +96,7 @@ impl Verbs {
         gives_only: bool,
     ) -> roce_verbs::Result<bool> {
         let Some(Some(link)) = self.links.get_mut(peer as usize) else { return Ok(false) };
+        let link: &mut Link = link;
         let State::Up(pair) = &link.state else { return Ok(false) };
         let most = if gives_only { ALL + SPARE } else { ALL };
         if link.under_way.len() >= usize::from(most) || (!gives_only && !link.credits.any()) {
