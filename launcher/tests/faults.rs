@@ -42,9 +42,9 @@ const NOTICE: Duration = Duration::from_secs(2);
 /// A message that its receiver reads from the sender's memory.
 const LONG: usize = 100_000;
 /// So many gets of a number each in a round of `flow`.
-const SHORT_GETS: usize = 150;
+const SHORT_GETS: usize = 60;
 /// So many puts of a number each in a round of `flow`, and all with the long one behind them.
-const SHORT_PUTS: usize = 500;
+const SHORT_PUTS: usize = 200;
 const PUTS: usize = SHORT_PUTS + LONG / 8;
 
 /// What a rank does; the others start it.
