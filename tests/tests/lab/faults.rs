@@ -34,7 +34,8 @@ const FLOW: &str = "ROCE_TEST_TASK=flow ROCE_TEST_FOLDER=/lab/out";
 const TESTS: &str = "/lab/bin/faults rank --exact --ignored --nocapture --test-threads=1";
 
 /// Until ranks have sent and checked all once more, and are at any point of the next time: a round takes a second or two.
-const GOES_ON: &str = "rm -f flows; until [ -e flows ]; do sleep 0.1; done; sleep $((RANDOM % 2)).$((RANDOM % 10))";
+const GOES_ON: &str =
+    "rm -f flows; until [ -e flows ]; do sleep 0.1; done; sleep $((RANDOM % 2)).$((RANDOM % 10))";
 
 /// Runs ranks that send and check all the time, while root does something on each node from the moment on that they do.
 fn flow(cluster: &Cluster, vm1: &str, vm2: &str) -> Result<(String, Output, Vec<Packet>), Failed> {
