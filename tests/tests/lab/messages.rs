@@ -121,6 +121,18 @@ fn memory(lab: &Lab) -> Result<(), Failed> {
     let program = "/lab/bin/messages rank --exact --ignored --nocapture --test-threads=1";
     let srun = SRUN.replace("--roce-nics=all", "--roce-nics=rxe1");
     must_run(&cluster, &format!("ROCE_TEST_TASK=crowded {srun} bash -c 'ulimit -l 960; exec {program}'"))?;
+    // Windows of 4 MB that can't be locked: the owners put, and nobody's NIC writes.
+    let (program, srun) = (program.replace("messages", "windows"), srun.replace("-node=2", "-node=1"));
+    let long = "ROCE_TEST_TASK=long ROCE_TEST_MOST=500000";
+    let (_, packets) = captured(&cluster, &format!("{long} {srun} bash -c 'ulimit -l 960; exec {program}'"))?;
+    // The first window of that test has 80 KB, which can be locked: 20 packets each way.
+    let writes = packets
+        .iter()
+        .filter(|packet| packet.transport.is_some_and(|header| (6..=11).contains(&header.opcode)));
+    let writes = writes.count();
+    ensure((1..200).contains(&writes), || {
+        format!("{writes} RDMA writes, to memory that can't be locked\n{}", Table::of(&packets))
+    })?;
     all_idle(&cluster)
 }
 
