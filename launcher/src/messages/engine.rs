@@ -277,12 +277,12 @@ impl<T: Transport> Engine<T> {
         &mut self.core.windows
     }
 
-    /// Lets peers write to memory of a window where they can.
+    /// Lets peers read and write memory of a window where they can.
     pub(crate) fn show(&mut self, context: Context, memory: &Rc<Memory>) -> Option<Shown> {
         self.transport.show(context, memory)
     }
 
-    /// Where memory is that a peer has shown, if this rank can write to it.
+    /// Where memory is that a peer has shown, if this rank can get there.
     pub(crate) fn there(&self, peer: u32, shown: &Shown) -> Option<There> {
         self.transport.there(peer, shown)
     }

@@ -237,6 +237,7 @@ impl Transports {
         }
     }
 
+    /// Inlined it would lengthen the way of short messages within a node.
     #[inline(never)]
     fn send_short_otherwise(&mut self, peer: u32, header: &Header, payload: &[u8]) -> bool {
         self.try_send(peer, header, payload) == Ok(true)

@@ -3,7 +3,7 @@
 //! - [`words`]: bytes in and out of memory that others change at the same time. All of it is safe code.
 //! - [`memory`]: where that memory comes from, and how ranks of one node map each other's.
 //! - [`remote`]: what the engine does with packets of windows, on the side that owns the memory.
-//! - [`access`]: what it does on the side that asks. Puts that a NIC carries out need nobody on the other one.
+//! - [`access`]: what it does on the side that asks. Puts and gets that a NIC carries out need nobody on the other one.
 //! - [`window`], [`atomic`], [`open`]: what programs see.
 
 mod access;

@@ -24,7 +24,7 @@ struct Card {
     size: usize,
     /// `None` where nobody else could map it.
     memory: Option<memory_file::Card>,
-    /// Where NICs can write to it.
+    /// Where NICs can read and write it.
     shown: Option<Shown>,
 }
 

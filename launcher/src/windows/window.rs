@@ -23,8 +23,9 @@ const GLANCES: u32 = 16;
 ///
 /// # How
 /// Within a node it is shared memory, and an access is a few instructions of the rank that wants it. Between nodes puts go by RDMA
-/// write and gets by RDMA read where both have NICs of a rail, and the owner need do nothing. All else is carried out by the rank that has the memory, when it
-/// calls something of a communicator or of a window: a rank that computes for long lets others wait.
+/// write and gets by RDMA read where both have NICs of a rail and the memory may be locked, and the owner need do nothing. All else is
+/// carried out by the rank that has the memory, when it calls something of a communicator or of a window: a rank that computes for long
+/// lets others wait.
 ///
 /// # What is seen when
 /// [`put`](Self::put) and [`add`](Self::add) return when the slice may be used again. What they did is seen by everyone

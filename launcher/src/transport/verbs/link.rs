@@ -13,7 +13,8 @@ use crate::transport::Header;
 
 /// Connections that may fail one after the other with nothing carried.
 const FRUITLESS: u32 = 3;
-/// Connections that may take the place of the first: each that fails may cost a place for receives (rxe), and there are more of them.
+/// Connections that may take the place of the first. Each that fails may cost a place for receives (rxe); where none is left, the next one
+/// stalls and is taken for failed too.
 const MOST: u32 = 16;
 pub(super) const NONSENSE: &str = "it sent something that makes no sense; do all ranks run the same build?";
 
@@ -101,13 +102,17 @@ impl Link {
         self.arrived() < self.last || !self.puts.is_empty()
     }
 
-    /// Another connection takes the place of one that failed, unless they fail again and again.
-    pub(super) fn begin_anew(&mut self) -> bool {
-        let carried = self.received + self.arrived() + self.puts_arrived;
-        if carried > self.carried {
+    /// Another connection takes the place of one that failed, unless they fail again and again with nothing carried. `moved` is how many
+    /// [transfers](super::transfers) were over, `was_busy` whether any was under way. Who had nothing on its way can't tell: its peer may
+    /// have put to its memory, or got from there.
+    pub(super) fn begin_anew(&mut self, moved: u64, was_busy: bool) -> bool {
+        let carried = self.received + self.arrived() + self.puts_arrived + self.gets.over() + moved;
+        let was_busy = was_busy || self.under_way.len() + self.puts.len() + self.gets.under_way() > 0;
+        if carried > self.carried || !was_busy {
             self.fruitless = 0;
         }
-        (self.carried, self.fruitless, self.era) = (carried, self.fruitless + 1, self.era + 1);
+        let fruitless = self.fruitless + u32::from(was_busy);
+        (self.carried, self.fruitless, self.era) = (carried, fruitless, self.era + 1);
         self.fruitless <= FRUITLESS && self.era <= MOST
     }
 
@@ -203,14 +208,26 @@ mod tests {
     #[test]
     fn connections_that_carry_nothing_come_to_an_end_and_others_go_on() {
         let mut link = Link::new(0, 0);
-        assert!((0..FRUITLESS).all(|_| link.begin_anew()));
-        assert!(!link.begin_anew());
+        assert!((0..FRUITLESS).all(|_| link.begin_anew(0, true)));
+        assert!(!link.begin_anew(0, true));
         let mut link = Link::new(0, 0);
         let again = (0..=MOST).filter(|_| {
             link.received += 1;
-            link.begin_anew()
+            link.begin_anew(0, true)
         });
         assert_eq!(again.count(), MOST as usize);
+        // Transfers count too.
+        let mut link = Link::new(0, 0);
+        assert!((1..=2 * FRUITLESS).all(|moved| link.begin_anew(moved.into(), true)));
+    }
+
+    #[test]
+    fn who_only_has_memory_that_others_use_does_not_count_its_connections_as_fruitless() {
+        let mut link = Link::new(0, 0);
+        assert!((0..2 * FRUITLESS).all(|_| link.begin_anew(0, false)));
+        link.puts.push_back(Put { slot: PacketSlot::default(), to: (0, 0) });
+        assert!((0..FRUITLESS).all(|_| link.begin_anew(0, false)));
+        assert!(!link.begin_anew(0, false));
     }
 
     #[test]

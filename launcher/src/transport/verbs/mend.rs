@@ -57,7 +57,8 @@ impl Verbs {
         if is_over {
             return;
         }
-        if !failure.may_pass || !link.begin_anew() {
+        let (moved, moves) = (self.transfers.over(peer), self.transfers.under_way(peer) > 0);
+        if !failure.may_pass || !link.begin_anew(moved, moves) {
             let why = self.cause(peer, failure);
             return self.lose(peer, why);
         }

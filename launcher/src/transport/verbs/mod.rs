@@ -4,7 +4,7 @@
 //! [`handshake`] over datagrams; from then on it serves both directions. A packet is copied into a registered slot, and shown to its receiver where it
 //! came to; [`credits`] see to it that there is always a place for it. A long message is read by its receiver from the sender's memory, which
 //! both register, and find registered the next time; where the system allows no registration, it comes in pieces. What is [put](puts) into
-//! a window goes by RDMA write.
+//! a window goes by RDMA write, what is [got](gets) from one by RDMA read.
 //!
 //! When a connection fails, another one takes its place and goes on where it ended ([`mend`]), unless the port stays unusable for too long.
 //! Then that is what the rank is told, and not what followed from it.
@@ -52,7 +52,7 @@ use crate::error::chain;
 use crate::messages::{Lent, LentMut};
 use crate::windows::Memory;
 
-/// The bytes of a slot: as many as fill whole packets of the wire, of which each costs.
+/// The bytes of a slot: 16 KiB and room for the head, so that messages of powers of two are cut evenly.
 const SLOT: usize = 16384 + 64;
 /// The most bytes of a packet's payload.
 const MOST: usize = SLOT - HEAD;
