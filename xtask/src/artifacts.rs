@@ -30,12 +30,13 @@ const EXAMPLES: [(&str, &str); 7] = [
     ("ROCE_SORT", "sort"),
     ("ROCE_PARAMETER_SERVER", "parameter_server"),
 ];
-/// The same of the launcher's tests that ranks in guests run too, and their names.
-const LAUNCHER_TESTS: [(&str, &str); 4] = [
-    ("ROCE_MESSAGES", "messages"),
-    ("ROCE_COLLECTIVES", "collectives"),
-    ("ROCE_WINDOWS", "windows"),
-    ("ROCE_FAULTS", "faults"),
+/// The same of tests that guests run too, with their packages and names.
+const TESTS: [(&str, &str, &str); 5] = [
+    ("ROCE_MESSAGES", "roce-launcher", "messages"),
+    ("ROCE_COLLECTIVES", "roce-launcher", "collectives"),
+    ("ROCE_WINDOWS", "roce-launcher", "windows"),
+    ("ROCE_FAULTS", "roce-launcher", "faults"),
+    ("ROCE_SOFT_ROCE", "roce-verbs", "soft_roce"),
 ];
 
 /// rocectl's path, for tests, as above.
@@ -87,7 +88,7 @@ pub(crate) fn build(log: &Path, interrupt: &Interrupt) -> Result<Artifacts> {
     })
 }
 
-/// Builds the programs for guests that the environment does not name: examples, and tests of the launcher.
+/// Builds the programs for guests that the environment does not name: examples, and tests.
 pub(crate) fn build_examples(log: &Path, interrupt: &Interrupt) -> Result<Vec<(&'static str, PathBuf)>> {
     let mut programs = Vec::new();
     for (variable, name) in EXAMPLES {
@@ -102,22 +103,23 @@ pub(crate) fn build_examples(log: &Path, interrupt: &Interrupt) -> Result<Vec<(&
         };
         programs.push((variable, path));
     }
-    for (variable, name) in LAUNCHER_TESTS {
-        programs.push((variable, given(variable)?.map_or_else(|| build_test(name, log, interrupt), Ok)?));
+    for (variable, package, name) in TESTS {
+        let build = || build_test(package, name, log, interrupt);
+        programs.push((variable, given(variable)?.map_or_else(build, Ok)?));
     }
     Ok(programs)
 }
 
 /// Cargo gives tests names that change; this one is copied to one that does not.
-fn build_test(name: &str, log: &Path, interrupt: &Interrupt) -> Result<PathBuf> {
-    let list = target().join("launcher-test.json");
+fn build_test(package: &str, name: &str, log: &Path, interrupt: &Interrupt) -> Result<PathBuf> {
+    let list = target().join("guest-test.json");
     let mut command = cargo();
-    command.args(["test", "--no-run", "--release", "-p", "roce-launcher", "--test", name]);
+    command.args(["test", "--no-run", "--release", "-p", package, "--test", name]);
     command.arg("--message-format=json-render-diagnostics");
     let create = |path: &Path| fs::File::create(path).with_context(|| path.display().to_string());
     command.stdout(create(&list)?).stderr(create(log)?);
     if !Process::spawn(command)?.wait(interrupt)?.success() {
-        bail!("cargo test --no-run of the launcher's {name} failed; see {}", log.display());
+        bail!("cargo test --no-run of {package}'s {name} failed; see {}", log.display());
     }
     let text = fs::read_to_string(&list)?;
     let executable = text.lines().find_map(|line| {

@@ -368,7 +368,17 @@ impl PacketQueue {
         if self.receives.len() <= number {
             self.learn();
         }
-        let Some(slot) = self.receives.get_mut(number) else { return Ok(true) };
+        let mut again;
+        let slot = match self.receives.get_mut(number) {
+            Some(slot) => slot,
+            None => {
+                again = self.packets.find_again(number);
+                match &mut again {
+                    Some(slot) => slot,
+                    None => return Ok(true),
+                }
+            }
+        };
         let told = if entry.status == ffi::ibv_wc_status::IBV_WC_SUCCESS {
             let length = (entry.byte_len as usize).min(self.packets.room.packet);
             // SAFETY: the slot has so many initialised bytes (its pages began as zeros). Its receive has completed, so the device writes

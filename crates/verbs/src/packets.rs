@@ -34,6 +34,9 @@ pub struct PacketRoom {
     pub packet: usize,
     /// Slots for receives that each connection brings.
     pub receives: u16,
+    /// More of them that each connection may bring, one for each that takes its place: where a device keeps the receive of a packet that was
+    /// coming in when its connection failed (rxe).
+    pub receives_again: u16,
     /// Slots for sends that each connection brings, for all to use.
     pub sends: u16,
     /// The most sends, puts, reads and writes that a connection may have under way together.
@@ -98,6 +101,8 @@ pub struct Packets {
     slots: Mutex<Vec<Arc<Slots>>>,
     /// Connections that were made.
     made: AtomicUsize,
+    /// Slots for receives that came with connections made again, one each.
+    again: Mutex<Vec<Arc<Region>>>,
     pub(crate) domain: Arc<ProtectionDomain>,
 }
 
@@ -109,13 +114,13 @@ unsafe impl Sync for Packets {}
 impl Packets {
     /// The queues; memory comes with connections.
     pub(crate) fn create(domain: &Arc<ProtectionDomain>, room: PacketRoom) -> Result<Arc<Self>> {
-        let PacketRoom { packet, receives, sends, transfers, connections, .. } = room;
+        let PacketRoom { packet, receives, receives_again, sends, transfers, connections, .. } = room;
         if packet == 0 || packet > 1 << 30 {
             return Err(Error::Length { what: "a packet", length: packet, most: 1 << 30 });
         }
         let count = |each: u16| i32::try_from(u64::from(connections) * u64::from(each));
-        let (Ok(most_sent), Ok(most_received)) = (count(sends.saturating_add(transfers)), count(receives))
-        else {
+        let (sends, receives) = (sends.saturating_add(transfers), receives.saturating_add(receives_again));
+        let (Ok(most_sent), Ok(most_received)) = (count(sends), count(receives)) else {
             let (length, most) = (connections as usize, i32::MAX as usize);
             return Err(Error::Length { what: "a completion queue", length, most });
         };
@@ -125,12 +130,18 @@ impl Packets {
         });
         let (received, receives) = shared.inspect_err(|_| discard(sent))?;
         let (slots, made, domain) = (Mutex::default(), AtomicUsize::new(0), Arc::clone(domain));
-        Ok(Arc::new(Self { sent, received, receives, room, slots, made, domain }))
+        let again = Mutex::default();
+        Ok(Arc::new(Self { sent, received, receives, room, slots, made, again, domain }))
     }
 
     pub(crate) fn slots(&self) -> MutexGuard<'_, Vec<Arc<Slots>>> {
         // No code of ours panics while it holds the lock.
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn again(&self) -> MutexGuard<'_, Vec<Arc<Region>>> {
+        // As above.
+        self.again.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes a connection's end on a port (from 1), with its slots, in state INIT.
@@ -140,7 +151,7 @@ impl Packets {
     /// queues have room for.
     pub fn pair(self: &Arc<Self>, port: u8) -> Result<PacketPair> {
         let most = self.room.connections as usize;
-        let pair = self.pair_again(port)?;
+        let pair = self.end(port)?;
         if self.made() >= most {
             return Err(Error::Length { what: "a list of connections", length: self.made() + 1, most });
         }
@@ -180,11 +191,29 @@ impl Packets {
         Ok(())
     }
 
-    /// The same without slots, for a connection that takes the place of one that was taken down.
+    /// The same with those that the connection has whose place it takes, which was taken down. Where the device may have kept one of them,
+    /// there is another one for it.
     ///
     /// # Errors
     /// [`Error::Call`].
     pub fn pair_again(self: &Arc<Self>, port: u8) -> Result<PacketPair> {
+        let pair = self.end(port)?;
+        let most = self.room.connections as usize * usize::from(self.room.receives_again);
+        let mut again = self.again();
+        if again.len() < most {
+            let own = ffi::ibv_access_flags::IBV_ACCESS_LOCAL_WRITE;
+            // Where no more memory may be locked, those that are left have to do.
+            if let Ok(region) = Region::register(&self.domain, self.room.packet, own).map(Arc::new) {
+                // Known before anything can come into it.
+                again.push(Arc::clone(&region));
+                self.post(&mut self.receive_slot_again(&region, again.len() - 1))?;
+            }
+        }
+        drop(again);
+        Ok(pair)
+    }
+
+    fn end(self: &Arc<Self>, port: u8) -> Result<PacketPair> {
         let mut attributes = pair::blank();
         attributes.qp_type = ffi::ibv_qp_type::IBV_QPT_RC;
         attributes.send_cq = self.sent;
@@ -261,6 +290,22 @@ impl Packets {
         let number = u64::from(connection) * u64::from(self.room.receives) + u64::from(place);
         // A packet has at most 4 GiB: looked at in `create`.
         ReceiveSlot::new(self.slot(slots, place), self.room.packet as u32, number)
+    }
+
+    /// The slot that came with a connection made again.
+    fn receive_slot_again(&self, region: &Region, place: usize) -> ReceiveSlot {
+        // After those of all connections that may be.
+        let number = u64::from(self.room.connections) * u64::from(self.room.receives) + place as u64;
+        let slot = Slot { start: region.start().as_ptr(), key: region.keys().0 };
+        ReceiveSlot::new(slot, self.room.packet as u32, number)
+    }
+
+    /// The same by what completions tell; `None` for one of a connection's first slots.
+    #[cold]
+    pub(crate) fn find_again(&self, number: usize) -> Option<ReceiveSlot> {
+        let place = number.checked_sub(self.room.connections as usize * usize::from(self.room.receives))?;
+        let region = self.again().get(place).map(Arc::clone)?;
+        Some(self.receive_slot_again(&region, place))
     }
 
     /// The slot at a place below receives + sends.

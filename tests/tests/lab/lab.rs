@@ -69,6 +69,7 @@ impl Lab {
                 roce_tests::artifact("ROCE_COLLECTIVES", "collectives")?,
                 roce_tests::artifact("ROCE_WINDOWS", "windows")?,
                 roce_tests::artifact("ROCE_FAULTS", "faults")?,
+                roce_tests::artifact("ROCE_SOFT_ROCE", "soft_roce")?,
             ],
             ..Options::new(results("cluster"))
         };

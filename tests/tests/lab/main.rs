@@ -13,6 +13,7 @@ mod peers;
 mod ranks;
 mod refused;
 mod untouched;
+mod verbs;
 mod watchdog;
 
 use lab::Lab;
@@ -62,6 +63,7 @@ fn controls() -> Vec<Control> {
         peers::CONTROLS,
         mpi::CONTROLS,
         ranks::CONTROLS,
+        verbs::CONTROLS,
         messages::CONTROLS,
         faults::CONTROLS,
         refused::CONTROLS,

@@ -13,9 +13,8 @@ use crate::transport::Header;
 
 /// Connections that may fail one after the other with nothing carried.
 const FRUITLESS: u32 = 3;
-/// Connections that may take the place of the first. Each that fails may cost a place for receives (rxe); where none is left, the next one
-/// stalls and is taken for failed too.
-const MOST: u32 = 16;
+/// Connections that may take the place of the first.
+pub(super) const MOST: u16 = 16;
 pub(super) const NONSENSE: &str = "it sent something that makes no sense; do all ranks run the same build?";
 
 #[derive(Debug)]
@@ -113,7 +112,7 @@ impl Link {
         }
         let fruitless = self.fruitless + u32::from(was_busy);
         (self.carried, self.fruitless, self.era) = (carried, fruitless, self.era + 1);
-        self.fruitless <= FRUITLESS && self.era <= MOST
+        self.fruitless <= FRUITLESS && self.era <= MOST.into()
     }
 
     /// The peer has received so many packets: how many of those under way are to be sent no more.

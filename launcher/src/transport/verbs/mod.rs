@@ -136,12 +136,16 @@ impl Opened {
             let key = getrandom::u32().map_err(|error| format!("no random bytes: {error}"))? >> 1;
             let limits = endpoint.limits;
             let receives = ALL + SPARE;
-            let by_receives = limits.max_shared_receives / u32::from(receives);
-            let by_entries = limits.max_cq_entries / u32::from(receives.max(SENDS + TRANSFERS));
+            // A connection of soft-RoCE that fails may keep one.
+            let receives_again = if limits.is_soft { link::MOST } else { 0 };
+            let all_receives = receives + receives_again;
+            let by_receives = limits.max_shared_receives / u32::from(all_receives);
+            let by_entries = limits.max_cq_entries / u32::from(all_receives.max(SENDS + TRANSFERS));
             let connections = ranks.min(by_receives).min(by_entries).max(1);
             let room = PacketRoom {
                 packet: SLOT,
                 receives,
+                receives_again,
                 sends: SENDS,
                 depth: ALL + SPARE + TRANSFERS + PUTS + gets::REQUESTS,
                 transfers: TRANSFERS,
