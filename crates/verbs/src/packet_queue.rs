@@ -2,6 +2,7 @@
 #![expect(unsafe_code, reason = "calls libibverbs, and reads and writes slots that a device uses in turn")]
 
 mod one_sided;
+mod ring;
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -14,11 +15,12 @@ use crate::completion::{CompletionError, Operation};
 use crate::connection;
 use crate::context::ProtectionDomain;
 use crate::error::{Error, Result};
-use crate::packets::{BATCH, Entries, PacketPair, PacketRoom, Packets, ReceiveSlot, Slot};
+use crate::packets::{BATCH, Entries, PacketPair, PacketRoom, Packets, ReceiveSlot};
 
 pub use self::one_sided::Movement;
+use self::ring::Ring;
 
-/// The kind of a work request to send, in the three highest bits of its number.
+/// The kind of a work request to send, in the three highest bits of its number. Below are 29 of its ring's, and 32 of the slot's there.
 const SEND: u64 = 0;
 /// An RDMA read.
 const READ: u64 = 1;
@@ -31,24 +33,16 @@ const GET: u64 = 4;
 /// The same, and a small one that proves it follows.
 const BEFORE: u64 = 5;
 const KIND: u32 = 61;
+/// A request tells its end.
+const TELLS: u32 = ffi::ibv_send_flags::IBV_SEND_SIGNALED.0;
+const RING: u32 = 32;
+const RINGS: usize = (1 << (KIND - RING)) - 1;
 
-/// Where a packet is that was sent, or bytes are that were put or got, until that is over.
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub struct PacketSlot {
-    number: u32,
-    length: u32,
-}
-
-/// A slot for sends.
+/// What a connection that was taken down had under way, and its slots. The next one [goes on](PacketQueue::go_on) with it.
 #[derive(Debug)]
-struct SendSlot {
-    slot: Slot,
-    /// The connection that uses it, 0 for none.
-    user: u32,
+pub struct Kept {
+    ring: u32,
 }
-
-/// Stands for the user of a slot whose connection was taken down; a queue pair's number has 24 bits.
-const KEPT: u32 = u32::MAX;
 
 /// What a [`PacketQueue`] tells of a connection, by the number of its end here.
 #[derive(Debug)]
@@ -57,8 +51,8 @@ pub enum Told<'a> {
     Packet(&'a [u8]),
     /// So many packets have arrived at the peer.
     Sent(usize),
-    /// So many puts have arrived in the peer's memory.
-    Put(usize),
+    /// A put has arrived in the peer's memory.
+    Put,
     /// Bytes that were got, in a slot, whose rest holds anything.
     Got(&'a [u8]),
     /// An RDMA read or write of memory is over; the number is the caller's.
@@ -85,14 +79,8 @@ pub struct PacketQueue {
     known: u32,
     /// Slots for receives, one connection's after the other's. `packets` keeps their memory, and that of those for sends.
     receives: Vec<ReceiveSlot>,
-    /// Slots for sends, in the same order.
-    sends: Vec<SendSlot>,
-    /// Those that hold nothing.
-    free: Vec<u32>,
-    /// A send, but for what it sends.
-    send: ffi::ibv_send_wr,
-    /// A put, but for what it writes, and where.
-    put: ffi::ibv_send_wr,
+    /// Slots for sends, a connection's each.
+    rings: Vec<Ring>,
     /// Sends and reads that are over, taken from the device and not told yet.
     sent: VecDeque<ffi::ibv_wc>,
     /// The same of receives.
@@ -104,7 +92,7 @@ impl fmt::Debug for PacketQueue {
         f.debug_struct("PacketQueue")
             .field("device", &self.packets.domain.device())
             .field("room", &self.packets.room)
-            .field("free", &self.free.len())
+            .field("known", &self.known)
             .finish_non_exhaustive()
     }
 }
@@ -116,11 +104,9 @@ impl PacketQueue {
     /// [`Error::Length`], or [`Error::Call`], which for ENOMEM names the memlock limit.
     pub fn create(domain: &Arc<ProtectionDomain>, room: PacketRoom) -> Result<Self> {
         let packets = Packets::create(domain, room)?;
-        let (receives, sends, free) = (Vec::new(), Vec::new(), Vec::new());
-        let (send, mut put) = (request(), request());
-        put.opcode = ffi::ibv_wr_opcode::IBV_WR_RDMA_WRITE;
+        let (receives, rings) = (Vec::new(), Vec::new());
         let (sent, received) = (VecDeque::new(), VecDeque::new());
-        Ok(Self { packets, known: 0, receives, sends, free, send, put, sent, received })
+        Ok(Self { packets, known: 0, receives, rings, sent, received })
     }
 
     /// The part that makes connections, for any thread.
@@ -132,32 +118,19 @@ impl PacketQueue {
     /// Learns the slots of connections that were made since.
     #[cold]
     fn learn(&mut self) {
-        let PacketRoom { receives, sends, .. } = self.packets.room;
+        let PacketRoom { receives, .. } = self.packets.room;
         let all = self.packets.slots();
         for slots in all.iter().skip(self.known as usize) {
             let new = (0..receives).map(|place| self.packets.receive_slot(slots, self.known, place));
             self.receives.extend(new);
-            let new = (receives..receives + sends).map(|place| self.packets.slot(slots, place));
-            for (number, slot) in (self.known * u32::from(sends)..).zip(new) {
-                self.sends.push(SendSlot { slot, user: 0 });
-                self.free.push(number);
-            }
+            self.rings.push(Ring::new(&self.packets, slots, self.known));
             self.known += 1;
         }
     }
 
-    /// A slot for sends that holds nothing, of a connection that was made since.
-    #[cold]
-    fn free_of_new(&mut self) -> Option<u32> {
-        // To learn takes a lock.
-        if (self.known as usize) < self.packets.made() {
-            self.learn();
-        }
-        self.free.pop()
-    }
-
-    /// Sends a packet that is made of two parts; `None` if there is no slot now. The caller sees to it that no connection has more
-    /// sends and reads under way than its room.
+    /// Sends a packet that is made of two parts. Whether there was a slot for it. The caller sees to it that no connection has more
+    /// under way than its room. That the packet has arrived is told if it `tells`; else with what is sent later, or
+    /// when the device is [asked](Self::ask).
     ///
     /// # Errors
     /// [`Error::Length`] for more than a packet; [`Error::Call`].
@@ -171,79 +144,64 @@ impl PacketQueue {
         pair: &PacketPair,
         head: &[u8; HEAD],
         rest: &[u8],
-    ) -> Result<Option<PacketSlot>> {
+        tells: bool,
+    ) -> Result<bool> {
         let length = HEAD + rest.len();
         let most = self.packets.room.packet;
         if length > most {
             return Err(Error::Length { what: "a packet", length, most });
         }
-        let number = match self.free.pop() {
-            Some(number) => number,
-            None => match self.free_of_new() {
-                Some(number) => number,
-                None => return Ok(None),
-            },
-        };
-        let Some(SendSlot { slot, user }) = self.sends.get_mut(number as usize) else { return Ok(None) };
-        let slot = *slot;
+        if self.rings.len() <= pair.ring as usize {
+            self.learn();
+        }
+        let Some(ring) = self.rings.get_mut(pair.ring as usize) else { return Ok(false) };
+        let Some(slot) = ring.next() else { return Ok(false) };
         // SAFETY: the slot has `most` bytes, and they fit; it is free, so no device reads it and nothing refers to its bytes, which are
         // memory of this queue and so not part of `head` or `rest`.
         unsafe {
             slot.start.cast::<[u8; HEAD]>().write_unaligned(*head);
-            std::ptr::copy_nonoverlapping(rest.as_ptr(), slot.start.add(HEAD), rest.len());
+            copy(rest, slot.start.add(HEAD));
         }
         // No packet has 4 GiB: looked at when the queues were made.
-        let length = length as u32;
-        match post_packet(pair, &mut self.send, number, slot.element(length)) {
-            Ok(()) => {
-                *user = pair.number();
-                Ok(Some(PacketSlot { number, length }))
-            }
-            Err(error) => {
-                self.free.push(number);
-                Err(error)
-            }
-        }
+        slot.element.length = length as u32;
+        slot.request.opcode = ffi::ibv_wr_opcode::IBV_WR_SEND;
+        slot.request.wr_id = slot.name;
+        slot.request.send_flags = if tells { TELLS } else { 0 };
+        post_element(pair, &mut slot.request, &mut slot.element)?;
+        ring.take();
+        Ok(true)
     }
 
-    /// Sends a packet once more, which was sent on a connection that was taken down.
+    /// Has the device tell when the packets have arrived that do not tell themselves, by an RDMA write of nothing. Whether there are any.
     ///
     /// # Errors
-    /// [`Error::Call`]; the slot stays as it was.
-    pub fn send_again(&mut self, pair: &PacketPair, slot: PacketSlot) -> Result<()> {
-        let PacketSlot { number, length } = slot;
-        let Some(SendSlot { slot, user }) = self.sends.get_mut(number as usize) else { return Ok(()) };
-        if *user == KEPT {
-            post_packet(pair, &mut self.send, number, slot.element(length))?;
-            *user = pair.number();
+    /// [`Error::Call`].
+    pub fn ask(&mut self, pair: &PacketPair) -> Result<bool> {
+        let Some(ring) = self.rings.get_mut(pair.ring as usize) else { return Ok(false) };
+        let Some(last) = ring.unheard() else { return Ok(false) };
+        let mut request = request();
+        request.wr_id = last.name;
+        request.num_sge = 0;
+        request.opcode = ffi::ibv_wr_opcode::IBV_WR_RDMA_WRITE;
+        post(pair, &mut request)?;
+        ring.asked();
+        Ok(true)
+    }
+
+    /// Goes on with what a connection that was taken down had under way: its packets but the first ones, so many, which have arrived, and
+    /// its puts go over this one, in their order.
+    ///
+    /// # Errors
+    /// [`Error::Call`]; what was not posted is under way as if it were, until this one is taken down too.
+    #[expect(clippy::needless_pass_by_value, reason = "nobody else goes on with it")]
+    pub fn go_on(&mut self, pair: &mut PacketPair, kept: Kept, arrived: usize) -> Result<()> {
+        pair.ring = kept.ring;
+        let Some(ring) = self.rings.get_mut(kept.ring as usize) else { return Ok(()) };
+        for place in ring.go_on(arrived) {
+            let Some(slot) = ring.slot(place) else { continue };
+            post_element(pair, &mut slot.request, &mut slot.element)?;
         }
         Ok(())
-    }
-
-    /// A packet that was sent on a connection that was taken down is not needed any more.
-    pub fn discard(&mut self, slot: PacketSlot) {
-        self.free_from(slot.number, KEPT);
-    }
-
-    /// A slot holds nothing any more, if it is still this user's.
-    #[inline]
-    fn free_from(&mut self, number: u32, user: u32) {
-        if let Some(slot) = self.sends.get_mut(number as usize)
-            && slot.user == user
-        {
-            slot.user = 0;
-            self.free.push(number);
-        }
-    }
-
-    /// A slot for sends that holds nothing, with its number.
-    #[inline]
-    fn take_free(&mut self) -> Option<(u32, Slot)> {
-        let number = match self.free.pop() {
-            Some(number) => number,
-            None => self.free_of_new()?,
-        };
-        self.sends.get(number as usize).map(|send| (number, send.slot))
     }
 
     /// Tells what has happened, at most a batch of what was sent and one of what came. How much it was.
@@ -318,40 +276,47 @@ impl PacketQueue {
     }
 
     fn tell_sent(&mut self, entries: &[ffi::ibv_wc], tell: &mut impl FnMut(u32, Told<'_>)) {
-        let is_good = |entry: &ffi::ibv_wc| entry.status == ffi::ibv_wc_status::IBV_WC_SUCCESS;
-        let kind = |entry: &ffi::ibv_wc| entry.wr_id >> KIND;
-        // Packets of one connection that have arrived are told together, and puts.
-        let alike = |a: &ffi::ibv_wc, b: &ffi::ibv_wc| {
-            let together = matches!(kind(a), SEND | PUT);
-            a.qp_num == b.qp_num && kind(a) == kind(b) && is_good(a) && is_good(b) && together
-        };
-        for run in entries.chunk_by(alike) {
-            let Some(first) = run.first() else { continue };
-            if !is_good(first) {
-                let operation = match kind(first) {
+        for entry in entries {
+            let (pair, kind, number) = (entry.qp_num, entry.wr_id >> KIND, entry.wr_id as u32);
+            if entry.status != ffi::ibv_wc_status::IBV_WC_SUCCESS {
+                let operation = match kind {
                     READ | GET | BEFORE => Operation::Read,
                     PUT | WRITE => Operation::Write,
                     _ => Operation::Send,
                 };
                 // What did not arrive may be sent again.
-                tell(first.qp_num, Told::Failed(failed(&self.packets, first, operation)));
-            } else if kind(first) == BEFORE {
+                tell(pair, Told::Failed(failed(&self.packets, entry, operation)));
+                continue;
+            }
+            if matches!(kind, READ | WRITE) {
+                tell(pair, Told::Moved(number));
+                continue;
+            }
+            let ring = (entry.wr_id >> RING) as usize & RINGS;
+            let Some(ring) = self.rings.get_mut(ring) else { continue };
+            match kind {
+                SEND => {
+                    let before = ring.give_back(number);
+                    tell(pair, Told::Sent(before as usize + 1));
+                }
                 // The one behind it tells.
-            } else if matches!(kind(first), READ | WRITE) {
-                let name = u32::try_from(first.wr_id & u64::from(u32::MAX)).unwrap_or_default();
-                tell(first.qp_num, Told::Moved(name));
-            } else {
-                tell(
-                    first.qp_num,
-                    match kind(first) {
-                        PUT => Told::Put(run.len()),
-                        GET => Told::Got(self.got(first)),
-                        _ => Told::Sent(run.len()),
-                    },
-                );
-                for entry in run {
-                    // One of a connection that was closed is free already.
-                    self.free_from(entry.wr_id as u32, entry.qp_num);
+                BEFORE => {}
+                _ => {
+                    // Packets that do not tell themselves are over too.
+                    let before = ring.before(number);
+                    if before > 0 {
+                        tell(pair, Told::Sent(before as usize));
+                    }
+                    if kind == PUT {
+                        tell(pair, Told::Put);
+                    } else if let Some(slot) = ring.slot(number) {
+                        // SAFETY: the slot has so many initialised bytes (its pages began as zeros). Its read is over, and it is given
+                        // back after this borrow has ended, so no device writes there.
+                        let bytes =
+                            unsafe { std::slice::from_raw_parts(slot.start, self.packets.room.packet) };
+                        tell(pair, Told::Got(bytes));
+                    }
+                    ring.give_back(number);
                 }
             }
         }
@@ -395,21 +360,20 @@ impl PacketQueue {
         Ok(was_taken)
     }
 
-    /// Ends a connection that failed, and tells all that has come over it: the peer may know that it has come. Packets that have not arrived,
-    /// as far as anyone can tell here, stay in their slots for [`send_again`](Self::send_again) or [`discard`](Self::discard).
+    /// Ends a connection that failed, and tells all that has come over it: the peer may know that it has come. What has not arrived,
+    /// as far as anyone can tell here, stays in its slots for the connection that [goes on](Self::go_on) with it.
     ///
     /// # Errors
-    /// [`Error::Call`]; slots that it used for sends are then lost.
-    pub fn take_down(&mut self, mut pair: PacketPair, tell: &mut impl FnMut(u32, Told<'_>)) -> Result<()> {
-        let number = pair.number();
+    /// [`Error::Call`].
+    pub fn take_down(&mut self, mut pair: PacketPair, tell: &mut impl FnMut(u32, Told<'_>)) -> Result<Kept> {
+        let (number, ring) = (pair.number(), pair.ring);
         let _ = pair.pair.modify(connection::to_error());
         // Before it is destroyed: some providers take its entries out of the queue then. Others (rxe) leave them there, also those of
         // packets that were just coming in.
         self.tell_of(number, tell)?;
         pair.pair.destroy()?;
         self.tell_of(number, tell)?;
-        self.sends.iter_mut().filter(|slot| slot.user == number).for_each(|slot| slot.user = KEPT);
-        Ok(())
+        Ok(Kept { ring })
     }
 
     /// Tells all that has happened on a connection.
@@ -436,20 +400,40 @@ impl PacketQueue {
     /// Ends a connection: nothing more is told of it, and its device uses no memory of it any more.
     ///
     /// # Errors
-    /// [`Error::Call`]; slots that it used for sends are then lost.
+    /// [`Error::Call`].
     pub fn close(&mut self, mut pair: PacketPair) -> Result<()> {
         let number = pair.number();
         let _ = pair.pair.modify(connection::to_error());
         let destroyed = pair.pair.destroy();
         // Some providers (rxe) leave its entries in the queue.
         self.tell_of(number, &mut |_, _| {})?;
-        destroyed?;
-        for (place, slot) in (0..).zip(&mut self.sends).filter(|(_, slot)| slot.user == number) {
-            slot.user = 0;
-            self.free.push(place);
-        }
-        Ok(())
+        destroyed
     }
+}
+
+/// The number by which a request's end is told.
+#[inline]
+fn name(kind: u64, ring: u32, number: u32) -> u64 {
+    kind << KIND | u64::from(ring) << RING | u64::from(number)
+}
+
+/// Copies to where there is room. Short ones are not worth a call.
+///
+/// # Safety
+/// There is room for so many bytes, which are not among those copied.
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "part of the way of a short message")]
+unsafe fn copy(from: &[u8], to: *mut u8) {
+    if let (8..=16, Some(first), Some(last)) = (from.len(), from.first_chunk::<8>(), from.last_chunk::<8>()) {
+        // SAFETY: both are within the room that the caller vouches for.
+        unsafe {
+            to.cast::<[u8; 8]>().write_unaligned(*first);
+            to.add(from.len() - 8).cast::<[u8; 8]>().write_unaligned(*last);
+        }
+        return;
+    }
+    // SAFETY: the caller's.
+    unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to, from.len()) };
 }
 
 /// A send of one part that completes, but for what it sends.
@@ -462,17 +446,11 @@ fn request() -> ffi::ibv_send_wr {
     request
 }
 
-/// Sends what is in a slot.
+/// Gives a request to the device, for a part of memory.
 #[inline]
-fn post_packet(
-    pair: &PacketPair,
-    send: &mut ffi::ibv_send_wr,
-    number: u32,
-    mut element: ffi::ibv_sge,
-) -> Result<()> {
-    send.wr_id = SEND << KIND | u64::from(number);
-    send.sg_list = &raw mut element;
-    post(pair, send)
+fn post_element(pair: &PacketPair, request: &mut ffi::ibv_send_wr, element: &mut ffi::ibv_sge) -> Result<()> {
+    request.sg_list = element;
+    post(pair, request)
 }
 
 /// Gives a request to the device; its part is one that lives where this is called.
@@ -480,7 +458,7 @@ fn post_packet(
 fn post(pair: &PacketPair, request: &mut ffi::ibv_send_wr) -> Result<()> {
     let mut bad = std::ptr::null_mut();
     // SAFETY: the queue pair exists as long as `pair`. Request and part live during the call, which copies them. A send's slot is not
-    // touched until it completes, or the queue pair is destroyed (`close`). The memory of a read stays until its registration ends;
+    // touched until it completes, or a later one of its queue pair, or that is destroyed (`close`). The memory of a read stays until its registration ends;
     // after that the device refuses to write there.
     let code = unsafe { ffi::ibv_post_send(pair.pair.raw(), request, &raw mut bad) };
     pair.pair.check(code, "ibv_post_send")

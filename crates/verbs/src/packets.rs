@@ -24,6 +24,9 @@ use crate::readback::Readback;
 /// Completions taken from the device at once.
 pub(crate) const BATCH: usize = 16;
 
+/// Stands for none.
+const NO_RING: u32 = u32::MAX >> 3;
+
 /// Looks for a completion in one go.
 const LOOKS: u32 = 16;
 
@@ -37,7 +40,7 @@ pub struct PacketRoom {
     /// More of them that each connection may bring, one for each that takes its place: where a device keeps the receive of a packet that was
     /// coming in when its connection failed (rxe).
     pub receives_again: u16,
-    /// Slots for sends that each connection brings, for all to use.
+    /// Slots for sends that each connection brings, for its packets, puts and gets. A power of two.
     pub sends: u16,
     /// The most sends, puts, reads and writes that a connection may have under way together.
     pub depth: u16,
@@ -45,6 +48,21 @@ pub struct PacketRoom {
     pub transfers: u16,
     /// The most connections.
     pub connections: u32,
+}
+
+impl PacketRoom {
+    /// Receives that a connection may have in the queue at most.
+    #[must_use]
+    pub fn all_receives(&self) -> u16 {
+        self.receives.saturating_add(self.receives_again)
+    }
+
+    /// How many ends of sends, puts, reads and writes a connection may have told before anybody looks: what was got into a slot has two, and to
+    /// [ask](crate::PacketQueue::ask) has one.
+    #[must_use]
+    pub fn ends(&self) -> u16 {
+        self.sends.saturating_mul(2).saturating_add(self.transfers).saturating_add(1)
+    }
 }
 
 /// Slots of one connection's making: receives first, then sends.
@@ -59,7 +77,7 @@ pub(crate) struct Slots {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Slot {
     pub(crate) start: *mut u8,
-    key: u32,
+    pub(crate) key: u32,
 }
 
 impl Slot {
@@ -114,13 +132,16 @@ unsafe impl Sync for Packets {}
 impl Packets {
     /// The queues; memory comes with connections.
     pub(crate) fn create(domain: &Arc<ProtectionDomain>, room: PacketRoom) -> Result<Arc<Self>> {
-        let PacketRoom { packet, receives, receives_again, sends, transfers, connections, .. } = room;
+        let PacketRoom { packet, sends, connections, .. } = room;
+        if !sends.is_power_of_two() {
+            let (length, most) = (sends.into(), sends.checked_next_power_of_two().unwrap_or(1).into());
+            return Err(Error::Length { what: "slots for sends", length, most });
+        }
         if packet == 0 || packet > 1 << 30 {
             return Err(Error::Length { what: "a packet", length: packet, most: 1 << 30 });
         }
         let count = |each: u16| i32::try_from(u64::from(connections) * u64::from(each));
-        let (sends, receives) = (sends.saturating_add(transfers), receives.saturating_add(receives_again));
-        let (Ok(most_sent), Ok(most_received)) = (count(sends), count(receives)) else {
+        let (Ok(most_sent), Ok(most_received)) = (count(room.ends()), count(room.all_receives())) else {
             let (length, most) = (connections as usize, i32::MAX as usize);
             return Err(Error::Length { what: "a completion queue", length, most });
         };
@@ -151,11 +172,13 @@ impl Packets {
     /// queues have room for.
     pub fn pair(self: &Arc<Self>, port: u8) -> Result<PacketPair> {
         let most = self.room.connections as usize;
-        let pair = self.end(port)?;
+        let mut pair = self.end(port)?;
         if self.made() >= most {
             return Err(Error::Length { what: "a list of connections", length: self.made() + 1, most });
         }
         self.prepare()?;
+        // Fewer than 2^29: their receives fit into an i32.
+        pair.ring = self.made() as u32;
         self.made.fetch_add(1, Ordering::Relaxed);
         Ok(pair)
     }
@@ -221,11 +244,10 @@ impl Packets {
         attributes.srq = self.receives;
         attributes.cap.max_send_wr = u32::from(self.room.depth);
         attributes.cap.max_send_sge = 1;
-        attributes.sq_sig_all = 1;
         // The queues are kept by the `PacketPair`.
         let pair = Pair::create(&self.domain, attributes)?;
         pair.modify(connection::to_init(port))?;
-        Ok(PacketPair { pair, _packets: Arc::clone(self) })
+        Ok(PacketPair { pair, ring: NO_RING, _packets: Arc::clone(self) })
     }
 
     /// How many connections were made; those that are closed count too, their slots stay.
@@ -334,6 +356,8 @@ impl Drop for Packets {
 pub struct PacketPair {
     // Destroyed before its queues, which this keeps.
     pub(crate) pair: Pair,
+    /// Whose slots it sends from: those of the first connection whose place it takes.
+    pub(crate) ring: u32,
     _packets: Arc<Packets>,
 }
 

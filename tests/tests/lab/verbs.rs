@@ -16,7 +16,7 @@ fn soft_roce(lab: &Lab) -> Result<(), Failed> {
                   /lab/bin/soft_roce --ignored --test-threads=1";
     let output = cluster.run_as_root("vm1", script, TIMEOUT)?;
     ensure(
-        output.success() && output.stdout.contains("test result: ok. 2 passed; 0 failed; 0 ignored"),
+        output.success() && output.stdout.contains("test result: ok. 3 passed; 0 failed; 0 ignored"),
         || told(script, &output).message().unwrap_or_default().to_owned(),
     )
 }

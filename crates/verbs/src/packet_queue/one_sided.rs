@@ -3,7 +3,7 @@
 
 use rdma_mummy_sys as ffi;
 
-use super::{BEFORE, GET, KEPT, KIND, PUT, PacketQueue, PacketSlot, READ, SendSlot, WRITE, post, request};
+use super::{BEFORE, GET, KIND, PUT, PacketQueue, READ, TELLS, WRITE, post_element, request};
 use crate::error::{Error, Result};
 use crate::memory::check_range;
 use crate::packets::PacketPair;
@@ -19,93 +19,70 @@ pub enum Movement {
 }
 
 impl PacketQueue {
-    /// Writes bytes to a peer's memory, at this address and with its key, from a slot; `None` if there is none now. They may be
+    /// Writes bytes to a peer's memory, at this address and with its key, from a slot. Whether there was one for it. They may be
     /// as many as a packet. The caller sees to the room as with [`send`](Self::send).
     ///
     /// # Errors
     /// As [`send`](Self::send).
-    pub fn put(&mut self, pair: &PacketPair, bytes: &[u8], to: (u64, u32)) -> Result<Option<PacketSlot>> {
+    pub fn put(&mut self, pair: &PacketPair, bytes: &[u8], to: (u64, u32)) -> Result<bool> {
         let (length, most) = (bytes.len(), self.packets.room.packet);
         if length > most {
             return Err(Error::Length { what: "a put", length, most });
         }
-        let Some((number, slot)) = self.take_free() else { return Ok(None) };
+        if self.rings.len() <= pair.ring as usize {
+            self.learn();
+        }
+        let Some(ring) = self.rings.get_mut(pair.ring as usize) else { return Ok(false) };
+        let Some(slot) = ring.next() else { return Ok(false) };
         // SAFETY: as in `send`.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), slot.start, length) };
-        let slot = PacketSlot { number, length: length as u32 };
-        match self.post_put(pair, slot, to) {
-            Ok(()) => Ok(Some(slot)),
-            Err(error) => {
-                self.free.push(number);
-                Err(error)
-            }
-        }
+        // No packet has 4 GiB: looked at when the queues were made.
+        slot.element.length = length as u32;
+        slot.request.opcode = ffi::ibv_wr_opcode::IBV_WR_RDMA_WRITE;
+        slot.request.wr_id = PUT << KIND | slot.name;
+        slot.request.send_flags = TELLS;
+        slot.request.wr.rdma = ffi::rdma_t { remote_addr: to.0, rkey: to.1 };
+        post_element(pair, &mut slot.request, &mut slot.element)?;
+        ring.take();
+        Ok(true)
     }
 
-    fn post_put(&mut self, pair: &PacketPair, slot: PacketSlot, to: (u64, u32)) -> Result<()> {
-        let PacketSlot { number, length } = slot;
-        let Some(SendSlot { slot, user }) = self.sends.get_mut(number as usize) else { return Ok(()) };
-        let mut element = slot.element(length);
-        self.put.wr_id = PUT << KIND | u64::from(number);
-        self.put.sg_list = &raw mut element;
-        self.put.wr.rdma = ffi::rdma_t { remote_addr: to.0, rkey: to.1 };
-        post(pair, &mut self.put)?;
-        *user = pair.number();
-        Ok(())
-    }
-
-    /// Puts once more what was put on a connection that was taken down.
-    ///
-    /// # Errors
-    /// [`Error::Call`]; the slot stays as it was.
-    pub fn put_again(&mut self, pair: &PacketPair, slot: PacketSlot, to: (u64, u32)) -> Result<()> {
-        match self.sends.get(slot.number as usize) {
-            Some(SendSlot { user: KEPT, .. }) => self.post_put(pair, slot, to),
-            _ => Ok(()),
-        }
-    }
-
-    /// Reads so many bytes of a peer's memory, at this address and with its key, to a slot; `None` if there is none now. They must be fewer
+    /// Reads so many bytes of a peer's memory, at this address and with its key, to a slot. Whether there was one for it. They must be fewer
     /// than a packet's. With `proof` a second read of one byte follows, and the end is told when that is over too. The caller sees to the
     /// room as with [`send`](Self::send).
     ///
     /// # Errors
-    /// As [`send`](Self::send). The slot stays lost where one read was posted and the other refused.
-    pub fn get(
-        &mut self,
-        pair: &PacketPair,
-        length: usize,
-        from: (u64, u32),
-        proof: bool,
-    ) -> Result<Option<PacketSlot>> {
+    /// As [`send`](Self::send).
+    pub fn get(&mut self, pair: &PacketPair, length: usize, from: (u64, u32), proof: bool) -> Result<bool> {
         let most = self.packets.room.packet - 1;
         if length > most {
             return Err(Error::Length { what: "a get", length, most });
         }
-        let Some((number, slot)) = self.take_free() else { return Ok(None) };
-        let read = |kind: u64, offset: usize, length: u32| {
-            let mut element = slot.element(length);
-            element.addr += offset as u64;
+        if self.rings.len() <= pair.ring as usize {
+            self.learn();
+        }
+        let Some(ring) = self.rings.get_mut(pair.ring as usize) else { return Ok(false) };
+        let Some(slot) = ring.next() else { return Ok(false) };
+        // No packet has 4 GiB, as above.
+        slot.element.length = length as u32;
+        slot.request.opcode = ffi::ibv_wr_opcode::IBV_WR_RDMA_READ;
+        slot.request.wr_id = if proof { BEFORE } else { GET } << KIND | slot.name;
+        slot.request.send_flags = TELLS;
+        slot.request.wr.rdma = ffi::rdma_t { remote_addr: from.0, rkey: from.1 };
+        post_element(pair, &mut slot.request, &mut slot.element)?;
+        let (name, mut last) = (slot.name, slot.element);
+        // From here on the device may write there, whatever becomes of the second.
+        ring.take();
+        if proof {
             let mut request = request();
-            request.wr_id = kind << KIND | u64::from(number);
-            request.sg_list = &raw mut element;
             request.opcode = ffi::ibv_wr_opcode::IBV_WR_RDMA_READ;
+            request.wr_id = GET << KIND | name;
             request.wr.rdma = ffi::rdma_t { remote_addr: from.0, rkey: from.1 };
-            post(pair, &mut request)
-        };
-        // No packet has 4 GiB: looked at when the queues were made.
-        let length = length as u32;
-        let first = read(if proof { BEFORE } else { GET }, 0, length);
-        if let Err(error) = first {
-            self.free.push(number);
-            return Err(error);
+            // To the end of the slot, which is not the bytes'.
+            (last.addr, last.length) = (last.addr + most as u64, 1);
+            post_element(pair, &mut request, &mut last)?;
         }
-        // To the end of the slot, which is not the bytes'.
-        let second = if proof { read(GET, most, 1) } else { Ok(()) };
-        if let Some(send) = self.sends.get_mut(number as usize) {
-            send.user = pair.number();
-        }
-        second.map(|()| Some(PacketSlot { number, length }))
+        Ok(true)
     }
 
     /// Reads `length` bytes of a peer's memory, at this address and with its key, to `offset` of memory here, or writes them there. The end
@@ -131,20 +108,9 @@ impl PacketQueue {
             Movement::Write => (WRITE, ffi::ibv_wr_opcode::IBV_WR_RDMA_WRITE),
         };
         let mut request = request();
-        request.wr_id = kind << KIND | u64::from(name);
-        request.sg_list = &raw mut element;
+        request.wr_id = super::name(kind, 0, name);
         request.opcode = opcode;
         request.wr.rdma = ffi::rdma_t { remote_addr: there.0, rkey: there.1 };
-        post(pair, &mut request)
-    }
-
-    /// The slot that a read has filled.
-    pub(super) fn got(&self, entry: &ffi::ibv_wc) -> &[u8] {
-        // It may be of a connection that was taken down: the slot is another one's by now, and what it holds is nobody's.
-        let slot = self.sends.get(entry.wr_id as u32 as usize).filter(|slot| slot.user == entry.qp_num);
-        let Some(SendSlot { slot, .. }) = slot else { return &[] };
-        // SAFETY: the slot has so many initialised bytes (its pages began as zeros). Its read is over, and it is not free before this borrow
-        // has ended, so no device writes there.
-        unsafe { std::slice::from_raw_parts(slot.start, self.packets.room.packet) }
+        post_element(pair, &mut request, &mut element)
     }
 }

@@ -53,13 +53,13 @@ impl Credits {
     }
 
     /// How many the next packet gives back.
-    pub(super) fn give(&mut self) -> u16 {
-        std::mem::take(&mut self.due)
+    pub(super) fn due(&self) -> u16 {
+        self.due
     }
 
-    /// The packet could not be sent.
-    pub(super) fn keep(&mut self, count: u16) {
-        self.due += count;
+    /// That packet is sent.
+    pub(super) fn gave(&mut self) {
+        self.due = 0;
     }
 }
 
@@ -87,7 +87,8 @@ mod tests {
                     assert!(!took || sides[side].empty());
                 }
                 if sides[side].is_due() {
-                    let given = sides[side].give();
+                    let given = sides[side].due();
+                    sides[side].gave();
                     wires[1 - side].push_back((given, false));
                 }
             };
@@ -96,7 +97,8 @@ mod tests {
                     look(side, &mut sides, &mut wires);
                 } else if sides[side].any() {
                     sides[side].spend();
-                    let given = sides[side].give();
+                    let given = sides[side].due();
+                    sides[side].gave();
                     wires[1 - side].push_back((given, true));
                 }
                 for wire in &wires {

@@ -5,17 +5,14 @@
 
 use std::collections::VecDeque;
 
-use roce_verbs::PacketSlot;
-
 use super::Verbs;
 use super::link::State;
 use super::mend::Failure;
 use crate::error::chain;
 use crate::transport::{Broken, There};
 
-/// Gets of a connection at the same time, and the requests that they may take.
-const GETS: u16 = 4;
-pub(super) const REQUESTS: u16 = 2 * GETS;
+/// Gets of a connection at the same time. Each may take a request more than its slot says.
+pub(super) const GETS: u16 = 4;
 
 /// Bytes that a window waits for, which it knows by a number.
 #[derive(Clone, Copy, Debug)]
@@ -29,7 +26,7 @@ pub(super) struct Get {
 #[derive(Debug, Default)]
 pub(super) struct Gets {
     wanted: VecDeque<Get>,
-    under_way: VecDeque<(Get, PacketSlot)>,
+    under_way: VecDeque<Get>,
     /// How many were over.
     over: u64,
 }
@@ -51,26 +48,22 @@ impl Gets {
 
     /// The eldest is over, and this is what its slot holds. The question and its answer.
     pub(super) fn arrived(&mut self, slot: &[u8]) -> Option<(u32, Vec<u8>)> {
-        let (get, _) = self.under_way.pop_front()?;
+        let get = self.under_way.pop_front()?;
         self.over += 1;
         Some((get.question, slot.get(..get.length)?.to_vec()))
     }
 
-    /// The connection was taken down: what is not complete begins again with the next one. The slots that are not needed any more.
-    pub(super) fn begin_anew(&mut self) -> Vec<PacketSlot> {
-        let mut slots = Vec::new();
-        while let Some((get, slot)) = self.under_way.pop_back() {
-            slots.push(slot);
+    /// The connection was taken down: what is not complete begins again with the next one.
+    pub(super) fn begin_anew(&mut self) {
+        while let Some(get) = self.under_way.pop_back() {
             self.wanted.push_front(get);
         }
-        slots
     }
 
     /// The same where there is no next one.
-    pub(super) fn forget(&mut self) -> Vec<PacketSlot> {
-        let slots = self.begin_anew();
+    pub(super) fn forget(&mut self) {
+        self.begin_anew();
         self.wanted.clear();
-        slots
     }
 }
 
@@ -114,11 +107,11 @@ impl Verbs {
                 return Ok(true);
             };
             let is_soft = self.endpoints[link.port].limits.is_soft;
-            let Some(slot) = self.queues[link.port].get(pair, get.length, get.from, is_soft)? else {
+            if !self.queues[link.port].get(pair, get.length, get.from, is_soft)? {
                 return Ok(false);
-            };
+            }
             link.gets.wanted.pop_front();
-            link.gets.under_way.push_back((get, slot));
+            link.gets.under_way.push_back(get);
         }
     }
 }
@@ -134,7 +127,7 @@ mod tests {
     #[test]
     fn what_came_is_given_with_its_question_and_no_more_than_was_asked_for() {
         let mut gets = Gets { wanted: wanted([8]), ..Gets::default() };
-        gets.under_way.push_back((wanted([7])[0], PacketSlot::default()));
+        gets.under_way.extend(wanted([7]));
         assert_eq!((gets.all(), gets.under_way()), (2, 1));
         assert_eq!(gets.arrived(&[1, 2, 3]), Some((7, vec![1, 2])));
         assert_eq!(gets.arrived(&[1, 2, 3]), None);
@@ -144,11 +137,11 @@ mod tests {
     #[test]
     fn another_connection_begins_with_the_eldest() {
         let mut gets = Gets { wanted: wanted([3]), ..Gets::default() };
-        gets.under_way.extend(wanted([1, 2]).into_iter().map(|get| (get, PacketSlot::default())));
-        assert_eq!(gets.begin_anew().len(), 2);
+        gets.under_way.extend(wanted([1, 2]));
+        gets.begin_anew();
         let order: Vec<u32> = gets.wanted.iter().map(|get| get.question).collect();
         assert_eq!((order, gets.under_way()), (vec![1, 2, 3], 0));
-        assert!(gets.forget().is_empty());
+        gets.forget();
         assert_eq!(gets.all(), 0);
     }
 }

@@ -1,12 +1,9 @@
 //! A rank's view of one peer.
 
-use std::collections::VecDeque;
-
-use roce_verbs::{Connection, PacketPair, PacketSlot};
+use roce_verbs::{Connection, Kept, PacketPair};
 
 use super::credits::Credits;
 use super::gets::Gets;
-use super::puts::Put;
 use super::stall::Seen;
 use super::{HEAD, Head};
 use crate::transport::Header;
@@ -41,16 +38,20 @@ pub(super) struct Link {
     pub(super) received: u64,
     /// Packets sent.
     pub(super) sent: u64,
-    /// The last of them that the peer's device may not have, in their order.
-    pub(super) under_way: VecDeque<PacketSlot>,
-    /// Puts that the peer's device may not have, in their order, and how many it has.
-    pub(super) puts: VecDeque<Put>,
+    /// Of them, those that the peer's device has, as far as is known.
+    pub(super) arrived: u64,
+    /// The same of puts.
+    pub(super) put: u64,
     pub(super) puts_arrived: u64,
     pub(super) gets: Gets,
+    /// What the connection before had under way, until there is another one.
+    pub(super) kept: Option<Kept>,
     /// What its connection was made with, until that is read back.
     pub(super) unchecked: Option<Box<Connection>>,
     /// Of those sent, the last that was more than places given back.
     pub(super) last: u64,
+    /// How many of them the peer's device was last asked to have.
+    pub(super) asked: u64,
     /// When something of it was over last.
     pub(super) seen: Seen,
     /// Connections that failed since one carried something, and what all had carried then.
@@ -68,50 +69,56 @@ impl Link {
             era: 0,
             received: 0,
             sent: 0,
-            under_way: VecDeque::new(),
-            puts: VecDeque::new(),
+            arrived: 0,
+            put: 0,
             puts_arrived: 0,
             gets: Gets::default(),
+            kept: None,
             unchecked: None,
             last: 0,
+            asked: 0,
             seen: Seen::default(),
             fruitless: 0,
             carried: 0,
         }
     }
 
-    /// Packets that the peer's device has.
-    pub(super) fn arrived(&self) -> u64 {
-        self.sent - self.under_way.len() as u64
+    /// Packets that the peer's device may not have.
+    pub(super) fn packets(&self) -> u64 {
+        self.sent - self.arrived
     }
 
-    /// The peer's device has so many more of those under way.
-    pub(super) fn have_arrived(&mut self, count: usize) {
-        self.under_way.drain(..count.min(self.under_way.len()));
+    /// Puts that the peer's device may not have.
+    pub(super) fn puts(&self) -> u64 {
+        self.put - self.puts_arrived
     }
 
-    /// So many more of the puts are in the peer's memory.
-    pub(super) fn puts_have_arrived(&mut self, count: usize) {
-        self.puts.drain(..count.min(self.puts.len()));
-        self.puts_arrived += count as u64;
+    /// How much is under way in slots.
+    pub(super) fn under_way(&self) -> u64 {
+        self.packets() + self.puts() + self.gets.under_way() as u64
+    }
+
+    /// How much of that was over so far.
+    pub(super) fn over(&self) -> u64 {
+        self.arrived + self.puts_arrived + self.gets.over()
     }
 
     /// Is there something on its way that the peer may wait for?
     pub(super) fn is_sending(&self) -> bool {
-        self.arrived() < self.last || !self.puts.is_empty()
+        self.arrived < self.last || self.puts() > 0
     }
 
     /// Another connection takes the place of one that failed, unless they fail again and again with nothing carried. `moved` is how many
     /// [transfers](super::transfers) were over, `was_busy` whether any was under way. Who had nothing on its way can't tell: its peer may
     /// have put to its memory, or got from there.
     pub(super) fn begin_anew(&mut self, moved: u64, was_busy: bool) -> bool {
-        let carried = self.received + self.arrived() + self.puts_arrived + self.gets.over() + moved;
-        let was_busy = was_busy || self.under_way.len() + self.puts.len() + self.gets.under_way() > 0;
+        let carried = self.received + self.over() + moved;
+        let was_busy = was_busy || self.under_way() > 0;
         if carried > self.carried || !was_busy {
             self.fruitless = 0;
         }
         let fruitless = self.fruitless + u32::from(was_busy);
-        (self.carried, self.fruitless, self.era) = (carried, fruitless, self.era + 1);
+        (self.carried, self.fruitless, self.era, self.asked) = (carried, fruitless, self.era + 1, 0);
         self.fruitless <= FRUITLESS && self.era <= MOST.into()
     }
 
@@ -120,8 +127,8 @@ impl Link {
     /// # Errors
     /// If that can't be.
     pub(super) fn arrived_by(&self, received: u64) -> Result<usize, &'static str> {
-        let more = received.checked_sub(self.arrived()).and_then(|more| usize::try_from(more).ok());
-        more.filter(|more| *more <= self.under_way.len())
+        let more = received.checked_sub(self.arrived).filter(|more| *more <= self.packets());
+        more.and_then(|more| usize::try_from(more).ok())
             .ok_or("it counts other packets than were sent to it; see the kernel's log, and do all ranks run the same build?")
     }
 
@@ -187,7 +194,7 @@ mod tests {
         let mut link = Link::new(0, 0);
         assert_eq!(link.hear(&packet(0, 0, 0)).unwrap().unwrap().1, b"payload");
         assert_eq!(link.hear(&packet(1, 0, 1)).unwrap(), None);
-        assert_eq!((link.credits.give(), link.received), (1, 2));
+        assert_eq!((link.credits.due(), link.received), (1, 2));
     }
 
     #[test]
@@ -224,7 +231,7 @@ mod tests {
     fn who_only_has_memory_that_others_use_does_not_count_its_connections_as_fruitless() {
         let mut link = Link::new(0, 0);
         assert!((0..2 * FRUITLESS).all(|_| link.begin_anew(0, false)));
-        link.puts.push_back(Put { slot: PacketSlot::default(), to: (0, 0) });
+        link.put = 1;
         assert!((0..FRUITLESS).all(|_| link.begin_anew(0, false)));
         assert!(!link.begin_anew(0, false));
     }
@@ -232,8 +239,8 @@ mod tests {
     #[test]
     fn a_peer_can_have_received_what_was_sent_only() {
         let mut link = Link::new(0, 0);
-        link.sent = 7;
-        assert_eq!(link.arrived_by(7), Ok(0));
-        assert!(link.arrived_by(8).is_err() && link.arrived_by(6).is_err());
+        (link.sent, link.arrived) = (9, 7);
+        assert_eq!((link.arrived_by(7), link.arrived_by(9)), (Ok(0), Ok(2)));
+        assert!(link.arrived_by(10).is_err() && link.arrived_by(6).is_err());
     }
 }

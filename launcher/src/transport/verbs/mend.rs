@@ -7,7 +7,7 @@
 //!
 //! What a peer has done wrong, or the device does not allow, would only happen again: the peer is lost.
 
-use roce_verbs::{CompletionError, Connection, Error, PacketPair, PacketQueue};
+use roce_verbs::{CompletionError, Connection, Error, PacketPair};
 
 use super::Verbs;
 use super::desk::Wish;
@@ -64,16 +64,16 @@ impl Verbs {
         }
         let State::Up(pair) = std::mem::replace(&mut link.state, State::Opening) else { return };
         let (port, number) = (link.port, pair.number());
-        if let Err(error) = self.poll_port(port, Some(pair), deliver) {
-            return self.lose(peer, format!("{}; before: {}", chain(&error), failure.why));
-        }
+        let kept = match self.poll_port(port, Some(pair), deliver) {
+            Ok((_, kept)) => kept,
+            Err(error) => return self.lose(peer, format!("{}; before: {}", chain(&error), failure.why)),
+        };
         self.peers[port].remove(&number);
         self.desk.leave(port, number);
         self.transfers.begin_anew(peer);
         let Some(link) = self.links.get_mut(peer as usize).and_then(Option::as_mut) else { return };
-        for slot in link.gets.begin_anew() {
-            self.queues[port].discard(slot);
-        }
+        link.gets.begin_anew();
+        link.kept = kept;
         self.desk.wish(Wish::Again { peer, received: link.received });
     }
 
@@ -87,7 +87,7 @@ impl Verbs {
     }
 
     /// A connection stands, the first or the next. The peer has received so many packets over those before.
-    pub(super) fn go_on(&mut self, peer: u32, pair: PacketPair, received: u64, asked: Box<Connection>) {
+    pub(super) fn go_on(&mut self, peer: u32, mut pair: PacketPair, received: u64, asked: Box<Connection>) {
         let Some(link) = self.links.get_mut(peer as usize).and_then(Option::as_mut) else { return };
         let queue = &mut self.queues[link.port];
         self.peers[link.port].insert(pair.number(), peer);
@@ -107,15 +107,11 @@ impl Verbs {
                 return self.failed.push_back((peer, Failure::of_peer(why)));
             }
         };
-        for slot in link.under_way.drain(..arrived) {
-            queue.discard(slot);
-        }
-        // Puts first: who hears of them by a packet finds them.
-        let again = |queue: &mut PacketQueue| {
-            link.puts.iter().try_for_each(|put| queue.put_again(&pair, put.slot, put.to))?;
-            link.under_way.iter().try_for_each(|slot| queue.send_again(&pair, *slot))
-        };
-        if let Err(error) = again(queue) {
+        link.arrived += arrived as u64;
+        // In the order in which they were sent first, so who hears of a put by a packet finds it.
+        if let Some(kept) = link.kept.take()
+            && let Err(error) = queue.go_on(&mut pair, kept, arrived)
+        {
             self.failed.push_back((peer, Failure::of_connection(chain(&error))));
         }
         link.state = State::Up(pair);

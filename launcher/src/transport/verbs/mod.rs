@@ -34,7 +34,7 @@ use std::time::{Duration, Instant};
 
 use bytemuck::{Pod, Zeroable};
 use roce_bootstrap::Secret;
-use roce_verbs::{Held, Keep, PacketPair, PacketQueue, PacketRoom, RegistrationCache, Told};
+use roce_verbs::{Held, Keep, Kept, PacketPair, PacketQueue, PacketRoom, RegistrationCache, Told};
 use serde::{Deserialize, Serialize};
 
 use self::credits::{ALL, SPARE};
@@ -43,7 +43,8 @@ use self::link::{Link, State};
 use self::mend::Failure;
 pub(crate) use self::port::Class;
 use self::port::Port;
-use self::puts::{PUTS, Visible};
+use self::puts::Visible;
+use self::sends::ASKED;
 use self::service::{Route, Service};
 use self::transfers::Transfers;
 use super::{Broken, Fetched, Header, Payload, Place, Shown, There, Transport};
@@ -58,7 +59,7 @@ const SLOT: usize = 16384 + 64;
 const MOST: usize = SLOT - HEAD;
 /// Messages that are waited for go unasked up to this length: half of a connection's places hold it, and asking takes a round trip.
 const UNASKED: usize = SLOT * ALL as usize / 2;
-/// Slots for sends that each connection brings. All connections share them.
+/// Slots of each connection for packets, puts and gets.
 const SENDS: u16 = 8;
 /// RDMA reads and long RDMA writes of a connection at the same time.
 const TRANSFERS: u16 = 8;
@@ -135,22 +136,19 @@ impl Opened {
             // Keys from 2^31 are the kernel's.
             let key = getrandom::u32().map_err(|error| format!("no random bytes: {error}"))? >> 1;
             let limits = endpoint.limits;
-            let receives = ALL + SPARE;
-            // A connection of soft-RoCE that fails may keep one.
-            let receives_again = if limits.is_soft { link::MOST } else { 0 };
-            let all_receives = receives + receives_again;
-            let by_receives = limits.max_shared_receives / u32::from(all_receives);
-            let by_entries = limits.max_cq_entries / u32::from(all_receives.max(SENDS + TRANSFERS));
-            let connections = ranks.min(by_receives).min(by_entries).max(1);
-            let room = PacketRoom {
+            let mut room = PacketRoom {
                 packet: SLOT,
-                receives,
-                receives_again,
+                receives: ALL + SPARE,
+                // A connection of soft-RoCE that fails may keep one.
+                receives_again: if limits.is_soft { link::MOST } else { 0 },
                 sends: SENDS,
-                depth: ALL + SPARE + TRANSFERS + PUTS + gets::REQUESTS,
+                depth: SENDS + ASKED + TRANSFERS + gets::GETS,
                 transfers: TRANSFERS,
-                connections,
+                connections: 1,
             };
+            let by_receives = limits.max_shared_receives / u32::from(room.all_receives());
+            let by_entries = limits.max_cq_entries / u32::from(room.all_receives().max(room.ends()));
+            room.connections = ranks.min(by_receives).min(by_entries).max(1);
             let mut open = || {
                 let queue = PacketQueue::create(&endpoint.domain, room)?;
                 let port = Port::open(endpoint, queue.packets(), class, key)?;
@@ -334,10 +332,7 @@ impl Verbs {
             State::Opening if link.era > 0 => self.closed += 1,
             State::None | State::Opening => {}
         }
-        let puts = std::mem::take(&mut link.puts).into_iter().map(|put| put.slot);
-        for slot in std::mem::take(&mut link.under_way).into_iter().chain(puts).chain(link.gets.forget()) {
-            self.queues[port].discard(slot);
-        }
+        link.gets.forget();
         self.desk.wish(Wish::End { peer, why: why.clone() });
         self.offers.retain(|_, (other, _)| *other != peer);
         self.transfers.forget(peer);
@@ -346,13 +341,14 @@ impl Verbs {
         self.broken.push_back(Broken { peer, why });
     }
 
-    /// Takes what has come on a port, at most a batch; or all that came over a connection, which is taken down.
+    /// Takes what has come on a port, at most a batch, and says whether there was any; or all that came over a connection, which is taken
+    /// down, and says what that had under way.
     fn poll_port(
         &mut self,
         port: usize,
         ending: Option<PacketPair>,
         deliver: &mut impl FnMut(u32, &Header, Payload<'_>),
-    ) -> roce_verbs::Result<bool> {
+    ) -> roce_verbs::Result<(bool, Option<Kept>)> {
         let Self { queues, peers, links, desk, due, failed, transfers, got, .. } = self;
         let peers = &mut peers[port];
         let mut tell = |number: u32, told: Told<'_>| {
@@ -387,8 +383,8 @@ impl Verbs {
             }
         };
         match ending {
-            Some(pair) => queues[port].take_down(pair, &mut tell).map(|()| true),
-            None => queues[port].poll(&mut tell).map(|count| count > 0),
+            Some(pair) => queues[port].take_down(pair, &mut tell).map(|kept| (true, Some(kept))),
+            None => queues[port].poll(&mut tell).map(|count| (count > 0, None)),
         }
     }
 
@@ -422,7 +418,7 @@ impl Verbs {
         let mut came = false;
         for port in 0..self.queues.len() {
             match self.poll_port(port, None, deliver) {
-                Ok(any) => came |= any,
+                Ok((any, _)) => came |= any,
                 Err(error) => {
                     let why = chain(&error);
                     let peers = (0..).zip(&self.links);
@@ -458,11 +454,7 @@ impl Transport for Verbs {
         if !is_up && !self.open(peer)? {
             return Ok(false);
         }
-        self.send(peer, header, payload, false).or_else(|error| {
-            // The next poll makes another connection.
-            self.failed.push_back((peer, Failure::of_connection(chain(&error))));
-            Ok(false)
-        })
+        Ok(self.send(peer, header, payload, false))
     }
 
     #[inline]
@@ -574,7 +566,7 @@ impl Transport for Verbs {
     }
 
     fn has_put(&self, peer: u32) -> bool {
-        self.link(peer).is_none_or(|link| link.puts.is_empty())
+        self.link(peer).is_none_or(|link| link.puts() == 0)
     }
 
     fn forget(&mut self, peer: u32, why: &str) {
@@ -593,6 +585,7 @@ impl Drop for Verbs {
             links.iter().flatten().any(|link| !matches!(link.state, State::Broken(_)) && link.is_sending())
         };
         while is_sending(&self.links) && Instant::now() < end {
+            self.ask();
             self.take_news();
             if !self.poll_once(&mut |_, _, _| {}) {
                 std::thread::yield_now();

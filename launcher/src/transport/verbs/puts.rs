@@ -7,26 +7,14 @@
 
 use std::rc::Rc;
 
-use roce_verbs::{Access, Movement, PacketSlot, Registration};
+use roce_verbs::{Access, Movement, Registration};
 
 use super::link::State;
-use super::mend::Failure;
 use super::transfers::{Transfer, register_to_send};
 use super::{REGISTERED, SLOT, Verbs};
-use crate::error::chain;
 use crate::messages::Lent;
 use crate::transport::{Broken, Shown, There};
 use crate::windows::Memory;
-
-/// Puts of a connection at the same time.
-pub(super) const PUTS: u16 = 8;
-
-/// A put that the peer's device may not have.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Put {
-    pub(super) slot: PacketSlot,
-    pub(super) to: (u64, u32),
-}
 
 /// A window's memory, as the NICs see it.
 #[derive(Debug)]
@@ -70,18 +58,16 @@ impl Verbs {
             return Ok(0);
         }
         let bytes = &bytes[..bytes.len().min(SLOT)];
-        let mut put = self.put_now(peer, there, bytes);
-        if let Ok(false) = put {
-            // What has arrived is not looked at before its slot is needed.
-            put = self.find_room(peer).and_then(|any| Ok(any && self.put_now(peer, there, bytes)?));
-        }
-        match put {
-            Ok(true) => Ok(bytes.len()),
-            Ok(false) => Ok(0),
-            Err(error) => {
-                // The next poll makes another connection.
-                self.failed.push_back((peer, Failure::of_connection(chain(&error))));
-                Ok(0)
+        loop {
+            match self.put_now(peer, there, bytes) {
+                Ok(true) => return Ok(bytes.len()),
+                // What has arrived is not looked at before its slot is needed.
+                Ok(false) if self.find_room(peer) => {}
+                Ok(false) => return Ok(0),
+                Err(error) => {
+                    self.has_failed(peer, &error);
+                    return Ok(0);
+                }
             }
         }
     }
@@ -89,13 +75,9 @@ impl Verbs {
     fn put_now(&mut self, peer: u32, there: There, bytes: &[u8]) -> roce_verbs::Result<bool> {
         let Some(Some(link)) = self.links.get_mut(peer as usize) else { return Ok(false) };
         let State::Up(pair) = &link.state else { return Ok(false) };
-        if link.puts.len() >= usize::from(PUTS) {
-            return Ok(false);
-        }
-        let to = there.place();
-        let slot = self.queues[link.port].put(pair, bytes, to)?;
-        link.puts.extend(slot.map(|slot| Put { slot, to }));
-        Ok(slot.is_some())
+        let is_put = self.queues[link.port].put(pair, bytes, there.place())?;
+        link.put += u64::from(is_put);
+        Ok(is_put)
     }
 
     /// As [`write`](crate::transport::Transport::write) says.

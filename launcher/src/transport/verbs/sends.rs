@@ -5,13 +5,20 @@ use std::collections::VecDeque;
 use bytemuck::Zeroable;
 use roce_verbs::Told;
 
-use super::credits::{ALL, SPARE};
 use super::link::{Link, State};
 use super::mend::Failure;
 use super::transfers::Transfers;
 use super::{HEAD, Head, Verbs};
 use crate::error::chain;
 use crate::transport::Header;
+
+/// Of short packets each of so many tells when it has arrived, with those before it: to hear of each takes as long as to send it. Its slot is
+/// not used meanwhile.
+const TELLS: u64 = 4;
+/// Those from this length on tell all: what they take is not in being told.
+const SHORT: usize = 1024;
+/// A rank that waits asks after those of which it would not hear: once at a time.
+pub(super) const ASKED: u16 = 1;
 
 /// Notes what became of what this rank had a NIC do.
 pub(super) fn note(
@@ -23,8 +30,8 @@ pub(super) fn note(
     failed: &mut VecDeque<(u32, Failure)>,
 ) {
     match told {
-        Told::Sent(count) => link.have_arrived(count),
-        Told::Put(count) => link.puts_have_arrived(count),
+        Told::Sent(count) => link.arrived += count as u64,
+        Told::Put => link.puts_arrived += 1,
         Told::Got(slot) => got.extend(link.gets.arrived(slot)),
         Told::Moved(_) => transfers.arrived(peer),
         Told::Failed(error) => failed.push_back((peer, error.into())),
@@ -37,87 +44,89 @@ impl Verbs {
     /// Gives places back where half of all are due.
     pub(super) fn give_back(&mut self) {
         for peer in std::mem::take(&mut self.due) {
-            match self.send(peer, &Header::zeroed(), &[], true) {
-                Ok(true) => {}
-                Ok(false) => _ = self.due.insert(peer),
-                Err(error) => self.failed.push_back((peer, Failure::of_connection(chain(&error)))),
+            if !self.send(peer, &Header::zeroed(), &[], true) {
+                self.due.insert(peer);
             }
         }
     }
 
-    /// Sends a packet on a connection that stands, if there is room.
-    #[inline]
-    pub(super) fn send(
-        &mut self,
-        peer: u32,
-        header: &Header,
-        payload: &[u8],
-        gives_only: bool,
-    ) -> roce_verbs::Result<bool> {
-        match self.send_now(peer, header, payload, gives_only) {
-            Ok(false) => self.send_with_room(peer, header, payload, gives_only),
-            other => other,
+    /// Sends a packet on a connection that stands, if there is room: once more after a look, for what has arrived is not looked at before a
+    /// slot is needed. If the device refuses, the next poll makes another connection.
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "few callers, of which one is the way of short messages")]
+    pub(super) fn send(&mut self, peer: u32, header: &Header, payload: &[u8], gives_only: bool) -> bool {
+        loop {
+            let Some(Some(link)) = self.links.get_mut(peer as usize) else { return false };
+            let link: &mut Link = link;
+            let State::Up(pair) = &link.state else { return false };
+            if !gives_only && !link.credits.any() {
+                return false;
+            }
+            let Some(queue) = self.queues.get_mut(link.port) else { return false };
+            let number = link.sent as u32;
+            let given = link.credits.due();
+            let head = Head { given, is_only_that: u16::from(gives_only), number, header: *header };
+            let tells = link.sent % TELLS == TELLS - 1 || payload.len() > SHORT;
+            match queue.send::<HEAD>(pair, bytemuck::cast_ref(&head), payload, tells) {
+                Ok(true) => {
+                    link.sent += 1;
+                    link.credits.gave();
+                    if !gives_only {
+                        link.credits.spend();
+                        link.last = link.sent;
+                    }
+                    return true;
+                }
+                Ok(false) if self.find_room(peer) => {}
+                Ok(false) => return false,
+                Err(error) => {
+                    self.has_failed(peer, &error);
+                    return false;
+                }
+            }
         }
     }
 
-    /// The same once more, if slots are free after a look: what has arrived is not looked at before a slot is needed.
+    /// The next poll makes another connection.
     #[cold]
-    pub(super) fn send_with_room(
-        &mut self,
-        peer: u32,
-        header: &Header,
-        payload: &[u8],
-        gives_only: bool,
-    ) -> roce_verbs::Result<bool> {
-        Ok(self.find_room(peer)? && self.send_now(peer, header, payload, gives_only)?)
+    pub(super) fn has_failed(&mut self, peer: u32, error: &roce_verbs::Error) {
+        self.failed.push_back((peer, Failure::of_connection(chain(error))));
     }
 
     /// Takes back the slots of what has arrived. Whether there was any.
     #[cold]
-    pub(super) fn find_room(&mut self, peer: u32) -> roce_verbs::Result<bool> {
-        let Some(Some(link)) = self.links.get(peer as usize) else { return Ok(false) };
+    pub(super) fn find_room(&mut self, peer: u32) -> bool {
+        let Some(Some(link)) = self.links.get(peer as usize) else { return false };
         let port = link.port;
         let Self { queues, peers, links, failed, transfers, got, .. } = self;
-        let count = queues[port].poll_sent(&mut |number, told| {
+        let found = queues[port].poll_sent(&mut |number, told| {
             let Some(peer) = peers[port].get(&number).copied() else { return };
             let Some(Some(link)) = links.get_mut(peer as usize) else { return };
             note(peer, link, told, transfers, got, failed);
-        })?;
-        Ok(count > 0)
+        });
+        match found {
+            Ok(count) => count > 0,
+            Err(error) => {
+                self.has_failed(peer, &error);
+                false
+            }
+        }
     }
 
-    #[inline(always)]
-    #[expect(clippy::inline_always, reason = "two callers, of which the first is the way of short messages")]
-    pub(super) fn send_now(
-        &mut self,
-        peer: u32,
-        header: &Header,
-        payload: &[u8],
-        gives_only: bool,
-    ) -> roce_verbs::Result<bool> {
-        let Some(Some(link)) = self.links.get_mut(peer as usize) else { return Ok(false) };
-        let link: &mut Link = link;
-        let State::Up(pair) = &link.state else { return Ok(false) };
-        let most = if gives_only { ALL + SPARE } else { ALL };
-        if link.under_way.len() >= usize::from(most) || (!gives_only && !link.credits.any()) {
-            return Ok(false);
-        }
-        let given = link.credits.give();
-        let number = link.sent as u32;
-        let head = Head { given, is_only_that: u16::from(gives_only), number, header: *header };
-        match self.queues[link.port].send::<HEAD>(pair, bytemuck::cast_ref(&head), payload) {
-            Ok(Some(slot)) => {
-                link.sent += 1;
-                link.under_way.push_back(slot);
-                if !gives_only {
-                    link.credits.spend();
-                    link.last = link.sent;
-                }
-                Ok(true)
+    /// Asks after packets that a peer's device has, but of which nobody would hear before others are sent.
+    #[cold]
+    pub(super) fn ask(&mut self) {
+        for (peer, link) in (0..).zip(&mut self.links).filter_map(|(peer, link)| Some((peer, link.as_mut()?)))
+        {
+            // What was asked for last has not come yet.
+            if link.asked > link.arrived {
+                continue;
             }
-            other => {
-                link.credits.keep(given);
-                other.map(|_| false)
+            let State::Up(pair) = &link.state else { continue };
+            match self.queues[link.port].ask(pair) {
+                Ok(true) => link.asked = link.sent,
+                Ok(false) => {}
+                Err(error) => self.failed.push_back((peer, Failure::of_connection(chain(&error)))),
             }
         }
     }

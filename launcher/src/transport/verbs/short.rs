@@ -73,7 +73,6 @@ impl Verbs {
     /// Sends a packet, if that is possible at once.
     #[inline(never)]
     pub(crate) fn send_at_once(&mut self, peer: u32, header: &Header, payload: &[u8]) -> bool {
-        matches!(self.send_now(peer, header, payload, false), Ok(true))
-            || matches!(self.send_with_room(peer, header, payload, false), Ok(true))
+        self.send(peer, header, payload, false)
     }
 }

@@ -41,6 +41,7 @@ impl Verbs {
     pub(super) fn rest(&mut self) {
         self.rests = self.rests.wrapping_add(1);
         if self.rests.is_multiple_of(POLLS) {
+            self.ask();
             self.look_at_stalled(Instant::now());
         }
     }
@@ -49,13 +50,9 @@ impl Verbs {
     fn look_at_stalled(&mut self, now: Instant) {
         let Self { links, transfers, failed, .. } = self;
         for (peer, link) in (0..).zip(links).filter_map(|(peer, link)| Some((peer, link.as_mut()?))) {
-            let moving = link.puts.len() + link.gets.under_way() + transfers.under_way(peer);
-            let is_under_way = matches!(link.state, State::Up(_)) && moving + link.under_way.len() > 0;
-            if link.seen.is_stalled(
-                link.arrived() + link.puts_arrived + link.gets.over() + transfers.over(peer),
-                is_under_way,
-                now,
-            ) {
+            let moving = transfers.under_way(peer) as u64;
+            let is_under_way = matches!(link.state, State::Up(_)) && moving + link.under_way() > 0;
+            if link.seen.is_stalled(link.over() + transfers.over(peer), is_under_way, now) {
                 link.seen = Seen::default();
                 let why =
                     format!("for {} s nothing was over of {}", PATIENCE.as_secs(), under_way(link, moving));
@@ -69,11 +66,11 @@ impl Verbs {
     pub(crate) fn under_way(&self) -> String {
         let describe = |(peer, link): (u32, &Option<Box<Link>>)| {
             let link = link.as_deref()?;
-            let moving = link.puts.len() + link.gets.under_way() + self.transfers.under_way(peer);
+            let moving = self.transfers.under_way(peer) as u64;
             let what: &dyn fmt::Display = match &link.state {
                 State::None | State::Broken(_) => return None,
                 State::Opening => &"being made",
-                State::Up(_) if moving + link.under_way.len() == 0 => return None,
+                State::Up(_) if moving + link.under_way() == 0 => return None,
                 State::Up(_) => &under_way(link, moving),
             };
             Some(format!("; rank {peer}: {}, connection {}: {what}", self.names[link.port], link.era + 1))
@@ -82,10 +79,11 @@ impl Verbs {
     }
 }
 
-/// `3 packets and 1 RDMA operation under way`
-fn under_way(link: &Link, moving: usize) -> String {
-    let number = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
-    format!("{} and {} under way", number(link.under_way.len(), "packet"), number(moving, "RDMA operation"))
+/// `3 packets and 1 RDMA operation under way`, with so many that are in no slots.
+fn under_way(link: &Link, moving: u64) -> String {
+    let number = |count: u64, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
+    let moving = link.under_way() - link.packets() + moving;
+    format!("{} and {} under way", number(link.packets(), "packet"), number(moving, "RDMA operation"))
 }
 
 #[cfg(test)]
