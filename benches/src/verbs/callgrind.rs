@@ -14,6 +14,15 @@ pub(super) struct Count {
     pub(super) in_providers: u64,
 }
 
+impl Count {
+    /// The caller's, of each of so many.
+    pub(super) fn own_of_each(self, times: u32) -> f64 {
+        #[expect(clippy::cast_precision_loss, reason = "some hundred thousand")]
+        let own = (self.all - self.in_providers) as f64;
+        own / f64::from(times)
+    }
+}
+
 pub(super) fn read(text: &str) -> Result<Count> {
     let mut objects = Objects::default();
     let (mut object, mut callee, mut is_call) = (false, None, false);

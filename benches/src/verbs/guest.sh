@@ -101,10 +101,10 @@ pipes() {
     mkfifo /run/roce-bench.0 /run/roce-bench.1
 }
 
-# count TIMES: callgrind's file of rank 0.
+# count CASE TIMES: callgrind's file of rank 0, of `count` or `count-bare`.
 count() {
     pipes
     rm -f /tmp/callgrind.out
     wrap="valgrind --tool=callgrind --collect-atstart=no --toggle-collect=*counted_send* --toggle-collect=*counted_receive* --callgrind-out-file=/tmp/callgrind.out" \
-        ours count 8 "$1" > /dev/null && cat /tmp/callgrind.out
+        ours "$1" 8 "$2" > /dev/null && cat /tmp/callgrind.out
 }

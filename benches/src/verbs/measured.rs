@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use super::callgrind::Count;
 use super::{LONG, Laps, SIZES};
 use crate::messages::bytes;
 use crate::report::Case;
@@ -21,7 +20,8 @@ pub(super) enum Player {
 #[derive(Default)]
 pub(super) struct Measured {
     values: BTreeMap<(&'static str, usize, Player), Vec<f64>>,
-    counted: Option<(Count, u32)>,
+    /// Instructions of a send and a receive: ours, and a bare loop's.
+    counted: Option<(f64, f64)>,
 }
 
 /// What was promised: at most 1.03 times perftest's latency, 0.98 of its bandwidth, ahead of the others, 400 instructions, and 1.5
@@ -47,8 +47,8 @@ impl Measured {
         }
     }
 
-    pub(super) fn count(&mut self, count: Count, times: u32) {
-        self.counted = Some((count, times));
+    pub(super) fn count(&mut self, ours: f64, bare: f64) {
+        self.counted = Some((ours, bare));
     }
 
     pub(super) fn of(&self, name: &'static str, size: usize, player: Player) -> Vec<f64> {
@@ -106,19 +106,17 @@ impl Measured {
         cases
     }
 
-    fn instructions(&self) -> Option<Case> {
-        let ours = vec![self.own_instructions()?];
-        let case = "a send and a receive of 8 B, beyond post_send and poll_cq";
-        let goal = Some(1.0);
-        Some(Case::less_is_better(case, "the limit", "instructions", ours, vec![INSTRUCTIONS], goal))
-    }
-
-    /// Of a send and a receive.
-    pub(super) fn own_instructions(&self) -> Option<f64> {
-        let (count, times) = self.counted?;
-        #[expect(clippy::cast_precision_loss, reason = "some hundred thousand")]
-        let own = (count.all - count.in_providers) as f64;
-        Some(own / f64::from(times))
+    fn instructions(&self) -> Vec<Case> {
+        let Some((ours, bare)) = self.counted else { return Vec::new() };
+        let case = |what: &str, peer, ours, theirs, goal| {
+            let what = format!("a send and a receive of 8 B, {what}");
+            Case::less_is_better(&what, peer, "instructions", vec![ours], vec![theirs], goal)
+        };
+        let beyond = "beyond a bare loop of post_send and poll_cq";
+        vec![
+            case("without the provider's", "a bare loop", ours, bare, None),
+            case(beyond, "the limit", ours - bare, INSTRUCTIONS, Some(1.0)),
+        ]
     }
 }
 

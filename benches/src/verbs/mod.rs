@@ -74,8 +74,11 @@ pub(crate) fn run(rounds: usize, target: &Path, docs: Option<&Path>) -> Result<R
         measured.keep("end", 8, Player::Bare, lines::number(&bare, "end")?);
         println!("round {} of {rounds}", round + 1);
     }
-    let counted = callgrind::read(&guest.run(&format!("count {COUNTED}"))?)?;
-    measured.count(counted, COUNTED);
+    let count = |case: &str| {
+        let counted = callgrind::read(&guest.run(&format!("count {case} {COUNTED}"))?)?;
+        anyhow::Ok(counted.own_of_each(COUNTED))
+    };
+    measured.count(count("count")?, count("count-bare")?);
     guest.shut_down()?;
     if let Some(docs) = docs {
         docs::write(docs, &measured, &setting)?;

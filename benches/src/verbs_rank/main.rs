@@ -1,6 +1,7 @@
 //! One of the two ranks of `cargo xtask bench messages` over verbs: does what it is told, in the order of its arguments. Rank 0
 //! prints a line for each case: `name/size median mean`, in nanoseconds; `count`, `first` and `bare` say what else.
 
+mod bare;
 mod clock;
 mod count;
 mod first;
@@ -39,6 +40,12 @@ fn main() -> Result<()> {
             "pair-write-stream" => pairs::write_stream(&mut job, size, times)?,
             "count" => {
                 count::count(&mut job, times)?;
+                continue;
+            }
+            "count-bare" => {
+                if job.rank() == 0 {
+                    bare::count(&job, times)?;
+                }
                 continue;
             }
             "first" => {
