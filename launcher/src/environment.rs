@@ -24,6 +24,7 @@ const NUMA_NODES: &str = "ROCE_NUMA_NODES";
 const BOOTSTRAP_PORTS: &str = "ROCE_BOOTSTRAP_PORTS";
 const TRANSPORTS: &str = "ROCE_TRANSPORTS";
 const REGISTRATION_CACHE: &str = "ROCE_REGISTRATION_CACHE";
+const STRIPING: &str = "ROCE_STRIPING";
 
 /// Stands in a list for what is not known.
 const UNKNOWN: &str = "-";
@@ -125,6 +126,15 @@ pub(crate) fn registration_cache(variable: impl Fn(&str) -> Option<String>) -> R
         Some("on") => Ok(Keep::Always),
         Some("off") => Ok(Keep::Never),
         Some(value) => Err(wrong(REGISTRATION_CACHE, value, "neither on nor off")),
+    }
+}
+
+/// Whether long messages go over all rails that two ranks have; they do if nobody says.
+pub(crate) fn striping(variable: impl Fn(&str) -> Option<String>) -> Result<bool> {
+    match variable(STRIPING).as_deref() {
+        None | Some("on") => Ok(true),
+        Some("off") => Ok(false),
+        Some(value) => Err(wrong(STRIPING, value, "neither on nor off")),
     }
 }
 
@@ -303,6 +313,14 @@ mod tests {
                 "{error}"
             );
         }
+    }
+
+    #[test]
+    fn long_messages_are_striped_unless_somebody_says_otherwise() {
+        let read = |value: Option<&str>| striping(|_| value.map(str::to_owned));
+        assert_eq!([None, Some("on"), Some("off")].map(|value| read(value).unwrap()), [true, true, false]);
+        let error = read(Some("2")).unwrap_err().to_string();
+        assert!(error.starts_with("ROCE_STRIPING=\"2\": neither on nor off"), "{error}");
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::environment;
 use crate::error::{Error, Result};
 use crate::messages::{Communicator, World};
 use crate::queue_pair::QueuePair;
-use crate::transport::Prepared;
+use crate::transport::{self, Prepared};
 
 /// The ranks of a step, met; this rank's NIC ports, open, if it has any; nothing connected yet.
 ///
@@ -79,8 +79,13 @@ impl Job {
             let wanted = environment::transports(variable)?;
             let ports = (options.ports != Options::default().ports).then_some(&options.ports);
             let keep = environment::registration_cache(variable)?;
-            let usable =
-                nics.assignment.as_ref().map(|assignment| (&nics.endpoints[..], assignment.class(), keep));
+            let stripes = environment::striping(variable)?;
+            let usable = nics.assignment.as_ref().map(|assignment| transport::Nics {
+                endpoints: &nics.endpoints,
+                class: assignment.class(),
+                keep,
+                stripes,
+            });
             let prepared = Prepared::new(&exchange, wanted, ports, usable).map_err(refused)?;
             card.transports = prepared.cards();
             card.algorithms = variable(ALGORITHMS).unwrap_or_default();
@@ -110,7 +115,7 @@ impl Job {
         Communicator::world(Rc::clone(&self.world), Rc::clone(&self.nodes))
     }
 
-    /// How messages go to each rank: `ranks 0-3: shared memory; ranks 4-7: verbs (mlx5_0:1)`. Where it is TCP although there are NICs, it
+    /// How messages go to each rank: `ranks 0-3: shared memory; ranks 4-7: verbs (mlx5_0:1, long messages also mlx5_1:1)`. Where it is TCP although there are NICs, it
     /// says why. What collectives do,
     /// [`Communicator::algorithm`] says.
     ///
@@ -139,7 +144,8 @@ impl Job {
         groups.into_iter().map(of_group).collect::<Vec<_>>().join("; ")
     }
 
-    /// How many queue pairs messages have: one for each rank that messages went to over verbs, and none when the job starts.
+    /// How many queue pairs messages have: one for each rank that messages went to over verbs, and one more for each further rail that long ones
+    /// go over; none when the job starts.
     #[must_use]
     pub fn queue_pairs(&self) -> usize {
         self.world.with_engine(|engine| engine.queue_pairs())

@@ -61,6 +61,7 @@ fn rank() {
         "death" => return death(&job),
         "starved" => starved(&job.world()),
         "flow" => flow(&job),
+        "long flow" => long_flow(&job),
         other => panic!("no task {other}"),
     }
     job.finalize().unwrap();
@@ -269,6 +270,54 @@ fn flow(job: &Job) {
             Err(error) => {
                 eprintln!("rank {rank} after {longest:.1?}: {error}");
                 // The others are to find out by themselves.
+                std::thread::sleep(Duration::from_secs(1));
+                panic!("round {round}");
+            }
+        }
+    }
+}
+
+/// Messages that go over all rails, each byte looked at, until the file `enough` is there. The file `flows` is written as in [`flow`].
+fn long_flow(job: &Job) {
+    // 16 MB are most of a round's time on the wire.
+    const WORDS: usize = 2_000_003;
+    let folder = std::env::var("ROCE_TEST_FOLDER").unwrap_or_default();
+    let (flows, enough) = (Path::new(&folder).join("flows"), Path::new(&folder).join("enough"));
+    let world = job.world();
+    let (rank, size) = (world.rank(), world.size());
+    let partner = (rank + size / 2) % size;
+    let (mut mine, mut theirs) = (vec![0_u64; WORDS], vec![0_u64; WORDS]);
+    let (mut longest, mut most_pairs) = (Duration::ZERO, 0);
+    for round in 0_u64.. {
+        let start = Instant::now();
+        // Other words than in the round before, and each another one.
+        let said = |rank: u32, place: usize| u64::from(rank) << 56 | round << 32 | place as u64;
+        mine.iter_mut().enumerate().for_each(|(place, word)| *word = said(rank, place));
+        let result = (|| {
+            world.send_receive(partner, 2, &mine, partner, 2, &mut theirs)?;
+            let wrong = |(place, word): &(usize, &u64)| **word != said(partner, *place);
+            if let Some((first, word)) = theirs.iter().enumerate().find(wrong) {
+                let count = theirs.iter().enumerate().filter(wrong).count();
+                panic!("round {round}: {count} of {WORDS} are wrong, from {first} on: {word:x}");
+            }
+            let mut is_over = [u64::from(rank == 0 && enough.exists())];
+            world.all_reduce(&mut is_over, Sum)?;
+            Ok::<bool, Error>(is_over[0] > 0)
+        })();
+        longest = longest.max(start.elapsed());
+        most_pairs = most_pairs.max(job.queue_pairs());
+        match result {
+            Ok(false) if round >= 2 && rank == 0 => _ = std::fs::write(&flows, ""),
+            Ok(false) => {}
+            Ok(true) => {
+                let (pairs, ways) = (job.queue_pairs(), job.describe());
+                println!(
+                    "rank {rank}: {round} rounds, the longest {longest:.1?}; queue pairs: {most_pairs} at most, {pairs} at the end; {ways}"
+                );
+                return;
+            }
+            Err(error) => {
+                eprintln!("rank {rank} after {longest:.1?}: {error}");
                 std::thread::sleep(Duration::from_secs(1));
                 panic!("round {round}");
             }

@@ -4,7 +4,7 @@ mod common;
 #[path = "messages/memory.rs"]
 mod memory;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use roce_launcher::{Any, Communicator, Error, Job, Sum, wait_all, wait_any};
 
@@ -24,6 +24,7 @@ fn rank() {
         "groups" => groups(&world),
         "mistakes" => mistakes(&world),
         "connections" => connections(&mut job),
+        "striped" => striped(&job),
         "memory" => memory::changed(&world),
         "kept" => memory::kept(&job),
         "crowded" => memory::crowded(&world),
@@ -353,6 +354,51 @@ fn mistakes_are_errors_with_names() {
 #[test]
 fn without_nics_there_are_no_queue_pairs() {
     common::run(&[2, 1], "connections");
+}
+
+/// Messages of up to 1 MiB have one queue pair; longer ones get as many as `ROCE_TEST_QUEUE_PAIRS` says, before long, and all of them are right.
+fn striped(job: &Job) {
+    const LONG: usize = 1024 * 1024;
+    let world = job.world();
+    let (rank, partner) = (world.rank(), (world.rank() + world.size() / 2) % world.size());
+    let swap = |number: usize, length: usize| {
+        let (mine, mut theirs) = (filled(rank, number, length), vec![0; length]);
+        world.barrier().unwrap();
+        let start = Instant::now();
+        world.send_receive(partner, 0, &mine, partner, 0, &mut theirs).unwrap();
+        let took = start.elapsed();
+        assert!(theirs == filled(partner, number, length), "message {number} of {length} bytes");
+        took
+    };
+    assert_eq!(job.queue_pairs(), 0, "after the start");
+    for (number, length) in [8, 3000, 100_000, LONG - 1].into_iter().enumerate() {
+        swap(number, length);
+    }
+    let Ok(expected) = std::env::var("ROCE_TEST_QUEUE_PAIRS") else { return };
+    assert_eq!(job.queue_pairs(), 1, "after short messages");
+    // The other one is made meanwhile, and each side hears of it by itself.
+    let start = Instant::now();
+    let mut number = 4;
+    loop {
+        swap(number, LONG + number * 100_001);
+        number += 1;
+        let are_all = u64::from(job.queue_pairs().to_string() == expected);
+        let mut ranks = [are_all];
+        world.all_reduce(&mut ranks, roce_launcher::Sum).unwrap();
+        if ranks[0] == u64::from(world.size()) && number >= 12 {
+            break;
+        }
+        let (pairs, took) = (job.queue_pairs(), start.elapsed());
+        assert!(took < Duration::from_secs(30), "{pairs} queue pairs after {took:?}: {}", job.describe());
+    }
+    let took: Duration = (number..number + 4).map(|number| swap(number, 3 * LONG + number)).sum();
+    let took = took.as_millis();
+    println!("rank {rank}: {number} messages, the last 4 took {took} ms; {}", job.describe());
+}
+
+#[test]
+fn messages_from_1_mib_on_are_right() {
+    common::run(&[1, 1], "striped");
 }
 
 #[test]

@@ -236,7 +236,11 @@ impl Packets {
         Ok(pair)
     }
 
-    fn end(self: &Arc<Self>, port: u8) -> Result<PacketPair> {
+    /// The same with no places for receives: for a connection that carries no packets, but memory that is not in slots.
+    ///
+    /// # Errors
+    /// [`Error::Call`].
+    pub fn end(self: &Arc<Self>, port: u8) -> Result<PacketPair> {
         let mut attributes = pair::blank();
         attributes.qp_type = ffi::ibv_qp_type::IBV_QPT_RC;
         attributes.send_cq = self.sent;

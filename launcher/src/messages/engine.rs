@@ -35,7 +35,7 @@ pub(crate) struct Engine<T> {
 impl Engine<Transports> {
     /// The way to each rank.
     pub(crate) fn describe(&self, ranks: u32) -> Vec<String> {
-        (0..ranks).map(|rank| self.transport.describe(rank).to_owned()).collect()
+        (0..ranks).map(|rank| self.transport.describe(rank)).collect()
     }
 
     /// How many connections of NICs there are.
@@ -127,7 +127,7 @@ impl<T: Transport> Engine<T> {
             let kind = if waits { Kind::OfferWaiting } else { Kind::Offer };
             let header = Header { kind: kind as u32, operation, ..header };
             let place = self.transport.offer(peer, operation, &memory);
-            core.queue(peer, Outgoing::Packet(header, bytemuck::bytes_of(&place).to_vec()));
+            core.queue(peer, Outgoing::Packet(header, place.bytes().to_vec()));
             self.send_outgoing();
             return Ok(Some(operation));
         }

@@ -2,6 +2,8 @@
 
 use bytemuck::{Pod, Zeroable};
 
+use super::Payload;
+
 /// What a packet is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u32)]
@@ -49,39 +51,76 @@ pub(crate) struct Header {
     pub(crate) length: u64,
 }
 
+/// The most rails that two ranks use together.
+pub(crate) const LANES: usize = 8;
+
 /// Where an offered message is, for its receiver.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Pod, Zeroable)]
 #[repr(C)]
 pub(crate) struct Place {
     /// In the sender's process.
     pub(crate) address: u64,
-    key: u32,
-    /// How it may be read: 0 not at all, 1 by who may read the process's memory, 2 with the key.
+    /// How it may be read: 0 not at all, 1 by who may read the process's memory, 2 with a key.
     how: u32,
+    /// Over which rails of the pair it has keys, a bit for each.
+    has: u32,
+    /// By rail.
+    keys: [u32; LANES],
 }
+
+/// Bytes of a place with no key.
+const WITHOUT_KEYS: usize = size_of::<Place>() - size_of::<[u32; LANES]>();
 
 impl Place {
     /// For who may read the process's memory.
     pub(crate) fn plain(address: u64) -> Self {
-        Self { address, key: 0, how: 1 }
+        Self { address, how: 1, has: 0, keys: [0; LANES] }
     }
 
-    /// For who has a key.
+    /// For who has a key, over the first rail.
     pub(crate) fn keyed(address: u64, key: u32) -> Self {
-        Self { address, key, how: 2 }
+        Self { address, how: 2, has: 0, keys: [0; LANES] }.with_key(0, key)
+    }
+
+    /// Over another one too.
+    #[must_use]
+    pub(crate) fn with_key(mut self, lane: u8, key: u32) -> Self {
+        if let Some(place) = self.keys.get_mut(usize::from(lane)) {
+            *place = key;
+            self.has |= 1 << lane;
+        }
+        self
     }
 
     /// For nobody: the message comes in pieces.
     pub(crate) fn unreadable() -> Self {
-        Self { address: 0, key: 0, how: 0 }
+        Self { address: 0, how: 0, has: 0, keys: [0; LANES] }
+    }
+
+    /// As it travels: without the keys that it does not have at the end.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        let keys = u32::BITS - self.has.leading_zeros();
+        let bytes = bytemuck::bytes_of(self);
+        bytes.get(..WITHOUT_KEYS + size_of::<u32>() * keys as usize).unwrap_or(bytes)
+    }
+
+    /// What a peer sent; `None` for what no rank sends.
+    pub(crate) fn from_bytes(payload: Payload<'_>) -> Option<Self> {
+        let mut bytes = [0; size_of::<Self>()];
+        let length = payload.len();
+        payload.copy_to(bytes.get_mut(..length)?);
+        let place: Self = bytemuck::cast(bytes);
+        (length == place.bytes().len()).then_some(place)
     }
 
     pub(crate) fn is_plain(self) -> bool {
         self.how == 1
     }
 
-    pub(crate) fn key(self) -> Option<u32> {
-        (self.how == 2).then_some(self.key)
+    /// Over one of the pair's rails.
+    pub(crate) fn key(self, lane: u8) -> Option<u32> {
+        let key = self.keys.get(usize::from(lane))?;
+        (self.how == 2 && self.has >> lane & 1 == 1).then_some(*key)
     }
 }
 
@@ -103,5 +142,30 @@ impl Header {
             21 => Kind::Done,
             _ => return None,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_survives_the_journey_with_the_keys_that_it_has() {
+        let keyed = Place::keyed(0x1234_5678, 7);
+        let two = keyed.with_key(3, 9);
+        let all = (0..LANES as u8).fold(keyed, |place, lane| place.with_key(lane, lane.into()));
+        for (place, length) in
+            [(Place::unreadable(), 16), (Place::plain(5), 16), (keyed, 20), (two, 32), (all, 48)]
+        {
+            assert_eq!(place.bytes().len(), length);
+            assert_eq!(Place::from_bytes(place.bytes().into()), Some(place));
+            assert_eq!(Place::from_bytes(place.bytes()[..length - 1].into()), None);
+        }
+        assert_eq!((two.key(0), two.key(1), two.key(3), two.key(8)), (Some(7), None, Some(9), None));
+        assert_eq!((Place::plain(5).key(0), Place::plain(5).is_plain(), two.is_plain()), (None, true, false));
+        assert_eq!(Place::from_bytes([][..].into()), None);
+        assert_eq!(Place::from_bytes([0; 49][..].into()), None);
+        // A rail that there can't be.
+        assert_eq!(keyed.with_key(8, 1), keyed);
     }
 }

@@ -13,6 +13,7 @@ use crate::card::{Card, NicCard};
 use crate::endpoint::Endpoint;
 use crate::messages::{Lent, LentMut};
 use crate::rail;
+use crate::transport::header::LANES;
 use crate::transport::shared_memory::{self, SharedMemory};
 use crate::transport::tcp::{self, Listening, Peers, Place, Tcp};
 use crate::transport::verbs::{self, Class, Rail, Verbs};
@@ -40,6 +41,18 @@ pub(crate) struct Cards {
     /// Why there are no connections of NICs, where the rank has some.
     no_verbs: Option<String>,
     tcp: Option<tcp::Card>,
+}
+
+/// This rank's NICs for messages.
+#[derive(Clone, Copy)]
+pub(crate) struct Nics<'a> {
+    pub(crate) endpoints: &'a [Arc<Endpoint>],
+    /// Of what it sends.
+    pub(crate) class: Class,
+    /// Whether registrations are kept.
+    pub(crate) keep: Keep,
+    /// Whether long messages go over all rails that both ranks have.
+    pub(crate) stripes: bool,
 }
 
 /// A rank that can be reached, and does not know yet how the others are.
@@ -75,8 +88,7 @@ pub(crate) struct Transports {
 }
 
 impl Prepared {
-    /// For this rank of the exchange. `ports` are those where the site lets ranks listen, `nics` this rank's own, with the class of
-    /// what it sends, and whether registrations are kept.
+    /// For this rank of the exchange. `ports` are those where the site lets ranks listen, `nics` this rank's own.
     ///
     /// # Errors
     /// If the operating system gives no memory, or no port.
@@ -84,7 +96,7 @@ impl Prepared {
         exchange: &Bootstrap,
         wanted: Wanted,
         ports: Option<&RangeInclusive<u16>>,
-        nics: Option<(&[Arc<Endpoint>], Class, Keep)>,
+        nics: Option<Nics<'_>>,
     ) -> Result<Self, String> {
         let local_ranks: Vec<u32> = exchange.local_ranks().collect();
         let local_count = u32::try_from(local_ranks.len()).unwrap_or(u32::MAX);
@@ -95,7 +107,10 @@ impl Prepared {
         let others = exchange.size() - if shared.is_some() { local_count } else { 1 };
         let nics =
             nics.filter(|_| wanted.verbs && others > 0 && exchange.derive_secret(OVER_VERBS).is_some());
-        let verbs = nics.map(|(endpoints, class, keep)| verbs::Opened::new(endpoints, class, keep, others));
+        let verbs = nics.map(|nics| {
+            let Nics { endpoints, class, keep, stripes } = nics;
+            verbs::Opened::new(endpoints, class, keep, stripes, others)
+        });
         // Messages go over TCP then, and say why.
         let (verbs, no_verbs) = match verbs.transpose() {
             Ok(verbs) => (verbs, None),
@@ -138,16 +153,16 @@ impl Prepared {
             _ => None,
         };
         let own = &cards[rank as usize];
-        let mut rails = vec![None; cards.len()];
+        let mut rails = vec![Vec::new(); cards.len()];
         let mut ways = Vec::new();
         for (peer, card) in (0..).zip(cards) {
             let theirs = &card.transports;
             ways.push(match &theirs.shared_memory {
                 _ if peer == rank => Way::Own,
                 Some(card) if node(peer) == here && self.shared.is_some() => Way::SharedLater(card.clone()),
-                _ => match shared_rail(rank, own, peer, card) {
-                    Ok(rail) => {
-                        rails[peer as usize] = Some(rail);
+                _ => match shared_rails(rank, own, peer, card) {
+                    Ok(shared) => {
+                        rails[peer as usize] = shared;
                         Way::Verbs
                     }
                     Err(why) if tcp.is_some() && theirs.tcp.is_some() => {
@@ -158,7 +173,7 @@ impl Prepared {
             });
         }
         let verbs = match (self.verbs, exchange.derive_secret(OVER_VERBS)) {
-            (Some(opened), Some(secret)) if rails.iter().any(Option::is_some) => {
+            (Some(opened), Some(secret)) if rails.iter().any(|rails| !rails.is_empty()) => {
                 Some(Box::new(opened.meet(rank, secret, &rails)?))
             }
             _ => None,
@@ -167,8 +182,8 @@ impl Prepared {
     }
 }
 
-/// The rail that two ranks share; else why connections of NICs are not their way, or nothing where nobody would expect them.
-fn shared_rail(rank: u32, ours: &Card, peer: u32, theirs: &Card) -> Result<Rail, Option<String>> {
+/// The rails that two ranks share, at least one, that of packets first; else why connections of NICs are not their way, or nothing where nobody would expect them.
+fn shared_rails(rank: u32, ours: &Card, peer: u32, theirs: &Card) -> Result<Vec<Rail>, Option<String>> {
     let whose = |which: u32| if which == rank { "this rank" } else { "that rank" };
     for (which, card) in [(rank, ours), (peer, theirs)] {
         if let Some(why) = &card.transports.no_verbs {
@@ -184,26 +199,31 @@ fn shared_rail(rank: u32, ours: &Card, peer: u32, theirs: &Card) -> Result<Rail,
     if ours.class() != theirs.class() {
         return Err(Some(format!("that rank has {}, this one {}", theirs.class(), ours.class())));
     }
-    let (port, their_port) = rail::choose_from(rank, &ours.rails(), peer, &theirs.rails())
-        .ok_or_else(|| Some("no rail has a port of both".to_owned()))?;
-    let gid = theirs.nics.get(their_port).map(NicCard::gid);
-    let card = their_ports.ports.get(their_port).copied();
-    match (gid, card) {
-        (Some(gid), Some(card)) if port < our_ports.ports.len() => Ok(Rail { port, their_port, card, gid }),
-        _ => Err(Some("it told of other ports than it has; do all ranks run the same build?".to_owned())),
+    let mut pairs = rail::all_from(rank, &ours.rails(), peer, &theirs.rails());
+    if pairs.is_empty() {
+        return Err(Some("no rail has a port of both".to_owned()));
     }
+    pairs.truncate(if our_ports.stripes && their_ports.stripes { LANES } else { 1 });
+    let rail = |(port, their_port): (usize, usize)| {
+        let gid = theirs.nics.get(their_port).map(NicCard::gid)?;
+        let card = *their_ports.ports.get(their_port)?;
+        (port < our_ports.ports.len()).then_some(Rail { port, their_port, card, gid })
+    };
+    let others = || Some("it told of other ports than it has; do all ranks run the same build?".to_owned());
+    pairs.into_iter().map(rail).collect::<Option<_>>().ok_or_else(others)
 }
 
 impl Transports {
     /// How messages go to a rank.
-    pub(crate) fn describe(&self, peer: u32) -> &str {
-        match self.ways.get(peer as usize) {
-            Some(Way::Own) => "itself",
-            Some(Way::SharedLater(_) | Way::Shared) => "shared memory",
-            Some(Way::Verbs) => self.verbs.as_ref().map_or("verbs", |verbs| verbs.describe(peer)),
-            Some(Way::Tcp(words)) => words,
-            Some(Way::None(_)) | None => "no way",
-        }
+    pub(crate) fn describe(&self, peer: u32) -> String {
+        let words = match (self.ways.get(peer as usize), &self.verbs) {
+            (Some(Way::Verbs), Some(verbs)) => return verbs.describe(peer),
+            (Some(Way::Own), _) => "itself",
+            (Some(Way::SharedLater(_) | Way::Shared), _) => "shared memory",
+            (Some(Way::Tcp(words)), _) => words,
+            (Some(Way::Verbs | Way::None(_)) | None, _) => "no way",
+        };
+        words.to_owned()
     }
 
     /// How many connections of NICs there are.

@@ -18,6 +18,10 @@ pub(crate) const CONTROLS: &[Control] = &[
         name: "faults::a_connection_whose_packets_the_network_swallows_is_replaced_by_another",
         run: swallowed,
     },
+    Control {
+        name: "faults::a_rail_that_goes_costs_long_messages_its_bandwidth_and_nothing_else",
+        run: stripes,
+    },
     Control { name: "faults::a_rail_or_its_gid_that_stays_away_is_an_error_that_says_so", run: stays_away },
     Control { name: "faults::a_rank_that_dies_in_the_middle_of_anything_is_told_to_all", run: deaths },
     Control { name: "faults::a_rank_that_receives_nothing_for_long_loses_nothing", run: starved },
@@ -39,6 +43,15 @@ const GOES_ON: &str =
 
 /// Runs ranks that send and check all the time, while root does something on each node from the moment on that they do.
 fn flow(cluster: &Cluster, vm1: &str, vm2: &str) -> Result<(String, Output, Vec<Packet>), Failed> {
+    flow_of(cluster, &format!("{FLOW} {SRUN} {TESTS}"), vm1, vm2)
+}
+
+fn flow_of(
+    cluster: &Cluster,
+    script: &str,
+    vm1: &str,
+    vm2: &str,
+) -> Result<(String, Output, Vec<Packet>), Failed> {
     must_run(cluster, "cd /lab/out; rm -f flows enough turn*; touch turn0")?;
     for (number, fault) in [(1, vm1), (2, vm2)] {
         let script = format!(
@@ -48,9 +61,8 @@ fn flow(cluster: &Cluster, vm1: &str, vm2: &str) -> Result<(String, Output, Vec<
         );
         cluster.run_as_root(&format!("vm{number}"), &script, TIMEOUT)?;
     }
-    let script = format!("{FLOW} {SRUN} {TESTS}");
     let mark = cluster.captures().mark();
-    let output = cluster.run("vm1", &script, TIMEOUT);
+    let output = cluster.run("vm1", script, TIMEOUT);
     let packets = cluster.captures().packets_since(&mark)?;
     for number in [1, 2] {
         let back = format!(
@@ -60,7 +72,7 @@ fn flow(cluster: &Cluster, vm1: &str, vm2: &str) -> Result<(String, Output, Vec<
         );
         cluster.run_as_root(&format!("vm{number}"), &back, TIMEOUT)?;
     }
-    Ok((script, output?, packets))
+    Ok((script.to_owned(), output?, packets))
 }
 
 fn moment(lab: &Lab) -> Result<(), Failed> {
@@ -90,21 +102,62 @@ fn moment(lab: &Lab) -> Result<(), Failed> {
     all_idle(&cluster)
 }
 
+/// Ranks with two rails, of which one goes in the middle of long messages: for a moment, as the further one and as the one of packets; and with its
+/// packets swallowed.
+fn stripes(lab: &Lab) -> Result<(), Failed> {
+    let cluster = lab.cluster()?;
+    let down = format!("ip link set rail1 down; sleep 1; ip link set rail1 up; {GOES_ON}");
+    let gid = format!(
+        "ip addr del 10.0.1.$number/24 dev rail1; sleep 1; ip addr add 10.0.1.$number/24 dev rail1; {GOES_ON}"
+    );
+    let moment = (
+        format!("until [ -e turn ]; do sleep 0.1; done; {down}; {GOES_ON}; {GOES_ON}; touch enough"),
+        format!("{down}; {gid}; touch turn"),
+    );
+    let swallow = (":".to_owned(), format!("{}; {GOES_ON}; {GOES_ON}; {GOES_ON}; touch enough", swallow()));
+    let back = "verbs (rxe0:1, long messages also rxe1:1)";
+    // The plugin lists the NICs of a task in an order of its own.
+    let swap = "for name in ROCE_DEVICES ROCE_NETDEVS ROCE_GIDS ROCE_GID_INDEXES ROCE_RAILS; do \
+                value=${!name}; export $name=${value#*,},${value%,*}; done;";
+    for (story, order, (vm1, vm2), end) in [
+        ("the further rail for a moment", "", &moment, back),
+        ("the first rail for a moment", swap, &moment, "verbs (rxe1:1, long messages also rxe0:1)"),
+        ("the further rail's packets swallowed", "", &swallow, back),
+    ] {
+        let task = FLOW.replace("=flow", "='long flow'");
+        let srun = SRUN.replace("=rxe1", "=all");
+        let script = format!("{task} {srun} bash -c '{order} exec {TESTS}'");
+        let (script, output, packets) = flow_of(&cluster, &script, vm1, vm2)?;
+        let failed = |what: &str| {
+            let log =
+                cluster.run("vm2", "cat /run/fault.log", TIMEOUT).map_or(String::new(), |log| log.stdout);
+            let told = told(&script, &output).message().unwrap_or_default().to_owned();
+            format!("{story}: {what}\n{log}\n{}\n{told}", Table::of(&packets))
+        };
+        let ways = output.stdout.matches("2 at most, 2 at the end; ").count();
+        let of_vm2 = format!("rank 0: {end}; rank 1: itself");
+        let is_right = output.success() && ways == 2 && output.stdout.contains(&of_vm2);
+        ensure(is_right, || failed("not as it should be"))?;
+        in_class(&packets).map_err(|what| failed(&what))?;
+        // Connections of the rail that had an answer to an RDMA read to carry, by the node that asked.
+        let pairs: BTreeSet<_> = packets
+            .iter()
+            .filter(|packet| packet.rail == 1)
+            .filter_map(|packet| Some((&packet.to, packet.transport?)))
+            .filter(|(_, header)| (13..=16).contains(&header.opcode))
+            .map(|(to, header)| (to, header.destination_qp))
+            .collect();
+        ensure(pairs.len() >= 2 * 2, || failed(&format!("no connection was made anew: {pairs:?}")))?;
+    }
+    all_idle(&cluster)
+}
+
 /// All packets of one connection vanish, and no others: those of datagrams arrive, and those of the connection that takes its place. Soft-RoCE
 /// would send again for ever.
 fn swallowed(lab: &Lab) -> Result<(), Failed> {
     let cluster = lab.cluster()?;
-    // Where they come in: a packet that can't leave is an error at once. To be ready costs a connection too: the wire stands still meanwhile.
-    let prepare = "for module in sch_ingress cls_u32 act_gact; do modprobe $module; done\n\
-                   tc qdisc add dev rail1 clsact";
-    // A queue pair's number is the low 24 bits of the word that begins 32 bytes after the IP header does: 20 of that, 8 of UDP.
-    let swallow = "pairs=$(rdma resource show qp | awk '/link rxe1.* type RC state RTS / { print $4 }')\n\
-                   for pair in $pairs; do\n\
-                   tc filter add dev rail1 ingress protocol ip u32 match ip protocol 17 0xff match u32 $pair 0x00ffffff at 32 action drop\n\
-                   done\n\
-                   echo swallowed: $pairs";
     let end = "tc -s filter show dev rail1 ingress; touch enough";
-    let vm2 = format!("{prepare}\n{GOES_ON}; {GOES_ON}; {swallow}\n{GOES_ON}; {GOES_ON}; {end}");
+    let vm2 = format!("{}\n{GOES_ON}; {GOES_ON}; {end}", swallow());
     let (script, output, packets) = flow(&cluster, ":", &vm2)?;
     let log = cluster.run("vm2", "cat /run/fault.log", TIMEOUT)?.stdout;
     let pairs = log.lines().find_map(|line| line.strip_prefix("swallowed: ")).unwrap_or_default();
@@ -116,6 +169,20 @@ fn swallowed(lab: &Lab) -> Result<(), Failed> {
     })?;
     in_class(&packets)?;
     all_idle(&cluster)
+}
+
+/// Has the network swallow what comes in over the connections of rail 1.
+fn swallow() -> String {
+    // Where they come in: a packet that can't leave is an error at once. To be ready costs a connection too: the wire stands still meanwhile.
+    let prepare = "for module in sch_ingress cls_u32 act_gact; do modprobe $module; done\n\
+                   tc qdisc add dev rail1 clsact";
+    // A queue pair's number is the low 24 bits of the word that begins 32 bytes after the IP header does: 20 of that, 8 of UDP.
+    let swallow = "pairs=$(rdma resource show qp | awk '/link rxe1.* type RC state RTS / { print $4 }')\n\
+                   for pair in $pairs; do\n\
+                   tc filter add dev rail1 ingress protocol ip u32 match ip protocol 17 0xff match u32 $pair 0x00ffffff at 32 action drop\n\
+                   done\n\
+                   echo swallowed: $pairs";
+    format!("{prepare}\n{GOES_ON}; {GOES_ON}; {swallow}")
 }
 
 /// `cargo xtask soak faults`: as many times as `SOAK_RUNS` says, three of these one after the other, on any node, each as long as chance wants but

@@ -19,6 +19,7 @@ pub(crate) const CONTROLS: &[Control] = &[
     Control { name: "messages::of_every_example_go_over_verbs_in_the_class_asked_for", run: examples },
     Control { name: "messages::are_as_the_model_says_over_verbs", run: as_the_model_says },
     Control { name: "messages::have_a_queue_pair_for_each_rank_spoken_to_and_none_before", run: on_demand },
+    Control { name: "messages::that_are_long_go_over_all_rails_that_both_ranks_have", run: striped },
     Control { name: "messages::from_memory_that_is_mapped_anew_are_what_is_there_now", run: memory },
     Control { name: "messages::go_over_what_roce_transports_says", run: transports },
 ];
@@ -41,7 +42,13 @@ pub(crate) fn task(cluster: &Cluster, test: &str, task: &str, variables: &str) -
 
 /// Small problems, whose results the programs check themselves, and what rank 0 says at the end.
 const EXAMPLES: [(&str, &[&str]); 5] = [
-    ("heat 62 60", &["60 steps on 4 ranks", "rank 1: shared memory; ranks 2-3: verbs (rxe0:1)"]),
+    (
+        "heat 62 60",
+        &[
+            "60 steps on 4 ranks",
+            "rank 1: shared memory; ranks 2-3: verbs (rxe0:1, long messages also rxe1:1)",
+        ],
+    ),
     ("conjugate_gradient --points 12", &["1728 unknowns on 4 ranks"]),
     ("nbody --bodies 200 --steps 5", &["200 bodies, 5 steps on 4 ranks"]),
     ("sort --keys 50000", &["50000 keys on 4 ranks"]),
@@ -108,6 +115,50 @@ fn on_demand(lab: &Lab) -> Result<(), Failed> {
     let cluster = lab.cluster()?;
     task(&cluster, "messages", "connections", "ROCE_TEST_QUEUE_PAIRS=2")?;
     task(&cluster, "messages", "connections", "ROCE_TEST_QUEUE_PAIRS=3 ROCE_TRANSPORTS=verbs")?;
+    all_idle(&cluster)
+}
+
+/// RDMA reads over both rails, each in the class of the step; and over one where that is not wanted.
+fn striped(lab: &Lab) -> Result<(), Failed> {
+    let cluster = lab.cluster()?;
+    let srun = SRUN.replace("-node=2", "-node=1");
+    let program = "/lab/bin/messages rank --exact --ignored --nocapture --test-threads=1";
+    for (pairs, way, variables) in [
+        (2, "verbs (rxe0:1, long messages also rxe1:1)", ""),
+        (1, "verbs (rxe0:1)", "ROCE_STRIPING=off"),
+        // What is said on any of the ranks counts for both.
+        (1, "verbs (rxe0:1)", "ROCE_TEST_OFF_ON=1"),
+    ] {
+        let off = "[ \"$SLURM_PROCID\" != \"$ROCE_TEST_OFF_ON\" ] || export ROCE_STRIPING=off";
+        let script = format!(
+            "ROCE_TEST_TASK=striped ROCE_TEST_QUEUE_PAIRS={pairs} {variables} {srun} bash -c '{off}; exec {program}'"
+        );
+        let (output, packets) = captured(&cluster, &script)?;
+        let failed = |what: &str| {
+            let told = told(&script, &output).message().unwrap_or_default().to_owned();
+            format!("{what}\n{}\n{told}", Table::of(&packets))
+        };
+        ensure(output.stdout.matches(&format!(": {way}")).count() == 2, || failed("another way"))?;
+        in_class(&packets).map_err(|what| failed(&what))?;
+        // RDMA read responses, first to only: each carries up to an MTU. Over each rail, to each node.
+        let answers = |rail: usize, to: &str| {
+            let is_one = |packet: &&Packet| {
+                packet.rail == rail
+                    && packet.to == to
+                    && packet.direction == Direction::Sent
+                    && packet.transport.is_some_and(|header| (13..=16).contains(&header.opcode))
+            };
+            packets.iter().filter(is_one).count()
+        };
+        for node in ["vm1", "vm2"] {
+            let (first, further) = (answers(0, node), answers(1, node));
+            // The first long message may go over the first rail alone.
+            let is_right = if pairs == 2 { first > 1000 && further > first / 4 } else { further == 0 };
+            ensure(is_right, || {
+                failed(&format!("to {node}: {first} answers over rail 0, {further} over rail 1"))
+            })?;
+        }
+    }
     all_idle(&cluster)
 }
 

@@ -25,15 +25,13 @@ impl Core {
             Some(Kind::Eager) => self.take_first(header.context, Received { label, length }, payload),
             Some(Kind::More) => self.take_more(peer, length, payload),
             Some(kind @ (Kind::Offer | Kind::OfferWaiting)) => {
-                let mut place = [0; size_of::<Place>()];
-                let is_place = payload.len() == place.len();
-                if is_place {
-                    payload.copy_to(&mut place);
-                    let (place, waiting) = (bytemuck::cast(place), kind == Kind::OfferWaiting);
+                let place = Place::from_bytes(payload);
+                if let Some(place) = place {
+                    let waiting = kind == Kind::OfferWaiting;
                     let offer = Offer { length, operation: header.operation, place, waiting };
                     self.take_offer(header.context, label, offer);
                 }
-                is_place
+                place.is_some()
             }
             Some(Kind::Accept) => {
                 let mine = sent_here(self.operations.get(header.operation as usize));

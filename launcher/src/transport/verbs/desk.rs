@@ -9,17 +9,19 @@ use std::time::Duration;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use roce_verbs::{Connection, PacketPair};
 
+use super::lanes::Peer;
+
 /// What the rank wants.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Wish {
     /// A connection to a peer.
-    Open(u32),
+    Open(Peer),
     /// Another one to a peer, instead of one that was taken down, over which so many packets came.
-    Again { peer: u32, received: u64 },
+    Again { peer: Peer, received: u64 },
     /// None to a peer any more.
-    End { peer: u32, why: String },
+    End { peer: Peer, why: String },
     /// Something has come over a peer's connection.
-    Heard(u32),
+    Heard(Peer),
     /// The end.
     Stop,
 }
@@ -28,11 +30,11 @@ pub(super) enum Wish {
 #[derive(Debug)]
 pub(super) enum News {
     /// Packets can be sent to a peer, which has received so many. What was asked of the kernel is to be read back.
-    Ready { peer: u32, pair: PacketPair, received: u64, asked: Box<Connection> },
+    Ready { peer: Peer, pair: PacketPair, received: u64, asked: Box<Connection> },
     /// A peer has taken its end of a connection down, and asks for the one with this number.
-    Asked { peer: u32, era: u32 },
+    Asked { peer: Peer, era: u32 },
     /// There is no connection to a peer.
-    Failed { peer: u32, why: String },
+    Failed { peer: Peer, why: String },
     /// A port can't be used any more.
     PortLost { port: usize, why: String },
     /// A queue pair can't.

@@ -5,7 +5,7 @@ use roce_verbs::{Connection, Kept, PacketPair};
 use super::credits::Credits;
 use super::gets::Gets;
 use super::stall::Seen;
-use super::{HEAD, Head};
+use super::{HEAD, Head, Rail};
 use crate::transport::Header;
 
 /// Connections that may fail one after the other with nothing carried.
@@ -27,6 +27,8 @@ pub(super) enum State {
 /// A peer, over one connection or several, one after the other: packets are numbered through, and none comes twice or never.
 #[derive(Debug)]
 pub(super) struct Link {
+    /// Over the other rails that both have, for parts of long messages.
+    pub(super) further: Vec<Link>,
     /// The port here, and the peer's among its own.
     pub(super) port: usize,
     pub(super) their_port: usize,
@@ -62,6 +64,7 @@ pub(super) struct Link {
 impl Link {
     pub(super) fn new(port: usize, their_port: usize) -> Self {
         Self {
+            further: Vec::new(),
             port,
             their_port,
             state: State::None,
@@ -81,6 +84,18 @@ impl Link {
             fruitless: 0,
             carried: 0,
         }
+    }
+
+    /// The peer over these rails, if there are any; packets go over the first.
+    pub(super) fn of_rails(rails: &[Rail]) -> Option<Self> {
+        let link = |rail: &Rail| Self::new(rail.port, rail.their_port);
+        let (first, further) = rails.split_first()?;
+        Some(Self { further: further.iter().map(link).collect(), ..link(first) })
+    }
+
+    /// Is it up, or may it be before long?
+    pub(super) fn may_come_up(&self) -> bool {
+        !matches!(self.state, State::Broken(_))
     }
 
     /// Packets that the peer's device may not have.

@@ -3,7 +3,7 @@
 //! There is no connection when the job starts. The first packet to a peer has the [`service`] thread make one, by a
 //! [`handshake`] over datagrams; from then on it serves both directions. A packet is copied into a registered slot, and shown to its receiver where it
 //! came to; [`credits`] see to it that there is always a place for it. A long message is read by its receiver from the sender's memory, which
-//! both register, and find registered the next time; where the system allows no registration, it comes in pieces. What is [put](puts) into
+//! both register, and find registered the next time; where the system allows no registration, it comes in pieces. The longest go over all [rails](lanes) that both have. What is [put](puts) into
 //! a window goes by RDMA write, what is [got](gets) from one by RDMA read.
 //!
 //! When a connection fails, another one takes its place and goes on where it ended ([`mend`]), unless the port stays unusable for too long.
@@ -13,8 +13,10 @@ mod credits;
 mod desk;
 mod gets;
 mod handshake;
+mod lanes;
 mod link;
 mod mend;
+mod parts;
 mod port;
 mod puts;
 mod sends;
@@ -39,7 +41,8 @@ use serde::{Deserialize, Serialize};
 
 use self::credits::{ALL, SPARE};
 use self::desk::{Desk, News, Wish};
-use self::link::{Link, State};
+use self::lanes::{Described, Peer};
+use self::link::{Link, NONSENSE, State};
 use self::mend::Failure;
 pub(crate) use self::port::Class;
 use self::port::Port;
@@ -92,6 +95,8 @@ const HEAD: usize = size_of::<Head>();
 #[serde(deny_unknown_fields)]
 pub(crate) struct Card {
     pub(crate) ports: Vec<PortCard>,
+    /// Do long messages go over all rails?
+    pub(crate) stripes: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -101,7 +106,7 @@ pub(crate) struct PortCard {
     key: u32,
 }
 
-/// Which ports a pair of ranks uses: this rank's, and the peer's with its address.
+/// Which ports a pair of ranks uses on a rail that both have: this rank's, and the peer's with its address.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rail {
     pub(crate) port: usize,
@@ -129,9 +134,12 @@ impl Opened {
         endpoints: &[Arc<Endpoint>],
         class: Class,
         keep: Keep,
+        mut stripes: bool,
         ranks: u32,
     ) -> Result<Self, String> {
         let (mut queues, mut ports, mut cards) = (Vec::new(), Vec::new(), Vec::new());
+        // A rank that is reached over another port may have parts of long messages on this one.
+        let transfers = if stripes && endpoints.len() > 1 { 2 * TRANSFERS } else { TRANSFERS };
         for endpoint in endpoints {
             // Keys from 2^31 are the kernel's.
             let key = getrandom::u32().map_err(|error| format!("no random bytes: {error}"))? >> 1;
@@ -143,12 +151,14 @@ impl Opened {
                 receives_again: if limits.is_soft { link::MOST } else { 0 },
                 sends: SENDS,
                 depth: SENDS + ASKED + TRANSFERS + gets::GETS,
-                transfers: TRANSFERS,
+                transfers,
                 connections: 1,
             };
             let by_receives = limits.max_shared_receives / u32::from(room.all_receives());
             let by_entries = limits.max_cq_entries / u32::from(room.all_receives().max(room.ends()));
             room.connections = ranks.min(by_receives).min(by_entries).max(1);
+            // Where a device has no room for all ranks, none is left for further connections.
+            stripes &= room.connections == ranks;
             let mut open = || {
                 let queue = PacketQueue::create(&endpoint.domain, room)?;
                 let port = Port::open(endpoint, queue.packets(), class, key)?;
@@ -162,18 +172,18 @@ impl Opened {
         let registrations =
             endpoints.iter().map(|endpoint| RegistrationCache::new(&endpoint.domain, keep)).collect();
         let endpoints = endpoints.to_vec();
-        Ok(Self { endpoints, queues, registrations, ports, card: Card { ports: cards } })
+        Ok(Self { endpoints, queues, registrations, ports, card: Card { ports: cards, stripes } })
     }
 
     pub(crate) fn card(&self) -> Card {
         self.card.clone()
     }
 
-    /// With the rails to the ranks that are reached so.
+    /// With the rails to the ranks that are reached so, the one for packets first.
     ///
     /// # Errors
     /// If the operating system refuses.
-    pub(crate) fn meet(self, rank: u32, secret: Secret, rails: &[Option<Rail>]) -> io::Result<Verbs> {
+    pub(crate) fn meet(self, rank: u32, secret: Secret, rails: &[Vec<Rail>]) -> io::Result<Verbs> {
         let desk = Arc::new(Desk::new()?);
         let route = |rail: &Rail| Route {
             port: rail.port,
@@ -181,15 +191,12 @@ impl Opened {
             number: rail.card.number,
             key: rail.card.key,
         };
-        let routes = rails.iter().map(|rail| rail.as_ref().map(route)).collect();
+        let routes = rails.iter().map(|rails| rails.iter().map(route).collect()).collect();
         let service = Service::start(rank, secret, Arc::clone(&desk), self.ports, routes)?;
         Ok(Verbs {
-            names: self.endpoints.iter().map(|endpoint| format!("verbs ({})", endpoint.nic.port)).collect(),
+            names: self.endpoints.iter().map(|endpoint| endpoint.nic.port.to_string()).collect(),
             peers: self.queues.iter().map(|_| BTreeMap::new()).collect(),
-            links: rails
-                .iter()
-                .map(|rail| rail.map(|rail| Box::new(Link::new(rail.port, rail.their_port))))
-                .collect(),
+            links: rails.iter().map(|rails| Link::of_rails(rails).map(Box::new)).collect(),
             endpoints: self.endpoints,
             queues: self.queues,
             registrations: self.registrations,
@@ -213,7 +220,7 @@ impl Opened {
 
 pub(crate) struct Verbs {
     endpoints: Vec<Arc<Endpoint>>,
-    /// For messages: `verbs (rxe0:1)`, by port.
+    /// For messages: `rxe0:1`, by port.
     names: Vec<String>,
     /// By port.
     queues: Vec<PacketQueue>,
@@ -226,7 +233,7 @@ pub(crate) struct Verbs {
     /// Connections that were closed.
     closed: usize,
     /// Memory that peers may read, by operation, with the peer.
-    offers: BTreeMap<u32, (u32, Held)>,
+    offers: BTreeMap<u32, (u32, Vec<Held>)>,
     transfers: Transfers,
     /// Peers that there is more to be got from as soon as there are slots.
     getting: BTreeSet<u32>,
@@ -239,7 +246,7 @@ pub(crate) struct Verbs {
     /// What failed, and is not dealt with yet.
     failed: VecDeque<(u32, Failure)>,
     /// Peers whose connections are to be read back, as soon as what waits for them is under way.
-    unchecked: Vec<u32>,
+    unchecked: Vec<Peer>,
     /// Until when the service thread gets this thread's CPU where nothing comes: it has a connection to make, perhaps on the same one.
     connecting: Option<Instant>,
     /// Polls that found nothing.
@@ -252,13 +259,16 @@ pub(crate) struct Verbs {
 
 impl Verbs {
     /// `verbs (rxe0:1)`
-    pub(crate) fn describe(&self, peer: u32) -> &str {
-        self.link(peer).map_or("verbs", |link| &self.names[link.port])
+    pub(crate) fn describe(&self, peer: u32) -> String {
+        let names = &self.names;
+        self.link(peer).map_or_else(String::new, |link| Described { link, names }.to_string())
     }
 
     /// How many connections there are.
     pub(crate) fn pairs(&self) -> usize {
-        self.queues.iter().map(|queue| queue.packets().made()).sum::<usize>() - self.closed
+        let first = self.queues.iter().map(|queue| queue.packets().made()).sum::<usize>() - self.closed;
+        let further = self.links.iter().flatten().flat_map(|link| &link.further);
+        first + further.filter(|link| matches!(link.state, State::Up(_))).count()
     }
 
     /// How often memory was registered for long messages.
@@ -279,7 +289,7 @@ impl Verbs {
             State::Broken(why) => Err(Broken { peer, why: why.clone() }),
             State::None => {
                 link.state = State::Opening;
-                self.desk.wish(Wish::Open(peer));
+                self.desk.wish(Wish::Open(Peer::first(peer)));
                 self.connecting = Some(Instant::now() + WAY_FREE);
                 std::thread::yield_now();
                 Ok(false)
@@ -296,26 +306,39 @@ impl Verbs {
             match news {
                 News::Ready { peer, pair, received, asked } => self.go_on(peer, pair, received, asked),
                 News::Asked { peer, era } => self.asked_again(peer, era),
-                News::Failed { peer, why } => self.lose(peer, why),
+                News::Failed { peer, why } => self.lose_over(peer, why),
                 News::PortLost { port, why } => {
-                    let concerned =
-                        |link: &Option<Box<Link>>| link.as_ref().is_some_and(|link| link.port == port);
-                    let peers =
-                        (0..).zip(&self.links).filter(|(_, link)| concerned(link)).map(|(peer, _)| peer);
-                    for peer in peers.collect::<Vec<_>>() {
-                        self.lose(peer, why.clone());
+                    for peer in self.peers_at(port) {
+                        self.lose_over(peer, why.clone());
                     }
                 }
                 News::PairLost { port, number, why } => {
-                    if let Some(peer) = self.peers[port].get(&number).copied() {
-                        self.failed.push_back((peer, Failure::of_connection(why)));
+                    if let Some(rank) = self.peers[port].get(&number).copied()
+                        && let Some(lane) = self.link(rank).and_then(|link| link.lane_at(port))
+                    {
+                        self.failed.push_back((rank, Failure::of_connection(why).over(lane)));
                     }
                 }
             }
         }
     }
 
-    /// A connection does not work any more: nothing of it is used from here on, and the rank is told.
+    /// All that are reached over a port.
+    fn peers_at(&self, port: usize) -> Vec<Peer> {
+        let lane = |link: &Option<Box<Link>>| link.as_ref()?.lane_at(port);
+        let peers = (0..).zip(&self.links);
+        peers.filter_map(|(rank, link)| Some(Peer { rank, lane: lane(link)? })).collect()
+    }
+
+    /// A connection does not work any more. With the first one the peer is lost.
+    fn lose_over(&mut self, peer: Peer, why: String) {
+        match peer.lane {
+            0 => self.lose(peer.rank, why),
+            _ => self.lose_lane(peer, why),
+        }
+    }
+
+    /// A peer can't be reached any more: nothing of its connections is used from here on, and the rank is told.
     fn lose(&mut self, peer: u32, why: String) {
         let Some(link) = self.links.get_mut(peer as usize).and_then(Option::as_mut) else { return };
         let port = link.port;
@@ -333,7 +356,9 @@ impl Verbs {
             State::None | State::Opening => {}
         }
         link.gets.forget();
-        self.desk.wish(Wish::End { peer, why: why.clone() });
+        let further: Vec<_> = (1..).zip(&link.further).map(|(lane, _)| Peer { rank: peer, lane }).collect();
+        self.desk.wish(Wish::End { peer: Peer::first(peer), why: why.clone() });
+        further.into_iter().for_each(|peer| self.lose_lane(peer, why.clone()));
         self.offers.retain(|_, (other, _)| *other != peer);
         self.transfers.forget(peer);
         self.due.remove(&peer);
@@ -352,34 +377,39 @@ impl Verbs {
         let Self { queues, peers, links, desk, due, failed, transfers, got, .. } = self;
         let peers = &mut peers[port];
         let mut tell = |number: u32, told: Told<'_>| {
-            let peer = match peers.get(&number) {
-                Some(peer) => *peer,
+            let rank = match peers.get(&number) {
+                Some(rank) => *rank,
                 None => {
                     // A peer's first packet may come before the news of its connection.
-                    let Some(peer) = desk.peer(port, number) else { return };
-                    peers.insert(number, peer);
-                    peer
+                    let Some(rank) = desk.peer(port, number) else { return };
+                    peers.insert(number, rank);
+                    rank
                 }
             };
-            let Some(link) = links.get_mut(peer as usize).and_then(Option::as_mut) else { return };
+            let Some(link) = links.get_mut(rank as usize).and_then(Option::as_mut) else { return };
+            let Some(lane) = link.lane_at(port) else { return };
+            let Some(link) = link.lane_mut(lane) else { return };
             match told {
+                Told::Packet(_) if lane > 0 => {
+                    failed.push_back((rank, Failure::of_peer(NONSENSE).over(lane)));
+                }
                 Told::Packet(bytes) => {
                     if matches!(link.state, State::None | State::Opening) {
                         link.state = State::Opening;
-                        desk.wish(Wish::Heard(peer));
+                        desk.wish(Wish::Heard(Peer::first(rank)));
                     }
                     match link.hear(bytes) {
                         Ok(Some((header, payload))) => {
                             if link.credits.is_due() {
-                                due.insert(peer);
+                                due.insert(rank);
                             }
-                            deliver(peer, &header, payload.into());
+                            deliver(rank, &header, payload.into());
                         }
                         Ok(None) => {}
-                        Err(why) => failed.push_back((peer, Failure::of_peer(why))),
+                        Err(why) => failed.push_back((rank, Failure::of_peer(why))),
                     }
                 }
-                told => sends::note(peer, link, told, transfers, got, failed),
+                told => sends::note(Peer { rank, lane }, link, told, transfers, got, failed),
             }
         };
         match ending {
@@ -421,14 +451,10 @@ impl Verbs {
                 Ok((any, _)) => came |= any,
                 Err(error) => {
                     let why = chain(&error);
-                    let peers = (0..).zip(&self.links);
-                    let concerned = peers.filter(|(_, link)| {
-                        link.as_ref()
-                            .is_some_and(|link| link.port == port && matches!(link.state, State::Up(_)))
-                    });
-                    let concerned: Vec<u32> = concerned.map(|(peer, _)| peer).collect();
-                    for peer in concerned {
-                        self.lose(peer, why.clone());
+                    for peer in self.peers_at(port) {
+                        if self.lane(peer).is_some_and(|link| matches!(link.state, State::Up(_))) {
+                            self.lose_over(peer, why.clone());
+                        }
                     }
                 }
             }
@@ -478,27 +504,24 @@ impl Transport for Verbs {
     }
 
     fn offer(&mut self, peer: u32, operation: u32, memory: &Lent) -> Place {
-        let length = memory.bytes().len();
-        let registrations = self.link(peer).map(|link| &self.registrations[link.port]);
-        let Some(registrations) = registrations.filter(|_| length >= REGISTERED) else {
+        if memory.bytes().len() < REGISTERED {
             return Place::unreadable();
-        };
-        match transfers::register_to_send(registrations, memory) {
+        }
+        match self.offer_memory(peer, memory) {
             // Where no more memory may be locked, it is sent in pieces.
-            Err(_) => Place::unreadable(),
-            Ok(registration) => {
-                let place = Place::keyed(registration.address(), registration.remote_key());
-                self.offers.insert(operation, (peer, registration));
+            None => Place::unreadable(),
+            Some((place, registrations)) => {
+                self.offers.insert(operation, (peer, registrations));
                 place
             }
         }
     }
 
     fn withdraw(&mut self, operation: u32, is_done: bool) {
-        if let Some((_, held)) = self.offers.remove(&operation)
+        if let Some((_, registrations)) = self.offers.remove(&operation)
             && is_done
         {
-            held.give_back();
+            registrations.into_iter().for_each(Held::give_back);
         }
     }
 

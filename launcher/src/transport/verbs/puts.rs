@@ -97,8 +97,8 @@ impl Verbs {
         let Ok(registration) = register_to_send(&self.registrations[link.port], memory) else {
             return Ok(false);
         };
-        self.transfers
-            .add(operation, Transfer::new(peer, Movement::Write, registration, there.place(), length));
+        let transfer = Transfer::new(peer, Movement::Write, registration, there.place());
+        self.transfers.add(operation, transfer, length, false);
         self.pump_transfers();
         Ok(true)
     }

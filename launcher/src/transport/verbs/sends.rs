@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use bytemuck::Zeroable;
 use roce_verbs::Told;
 
+use super::lanes::Peer;
 use super::link::{Link, State};
 use super::mend::Failure;
 use super::transfers::Transfers;
@@ -22,7 +23,7 @@ pub(super) const ASKED: u16 = 1;
 
 /// Notes what became of what this rank had a NIC do.
 pub(super) fn note(
-    peer: u32,
+    peer: Peer,
     link: &mut Link,
     told: Told<'_>,
     transfers: &mut Transfers,
@@ -34,7 +35,7 @@ pub(super) fn note(
         Told::Put => link.puts_arrived += 1,
         Told::Got(slot) => got.extend(link.gets.arrived(slot)),
         Told::Moved(_) => transfers.arrived(peer),
-        Told::Failed(error) => failed.push_back((peer, error.into())),
+        Told::Failed(error) => failed.push_back((peer.rank, Failure::from(error).over(peer.lane))),
         // That is what others did.
         Told::Packet(_) => {}
     }
@@ -100,9 +101,11 @@ impl Verbs {
         let port = link.port;
         let Self { queues, peers, links, failed, transfers, got, .. } = self;
         let found = queues[port].poll_sent(&mut |number, told| {
-            let Some(peer) = peers[port].get(&number).copied() else { return };
-            let Some(Some(link)) = links.get_mut(peer as usize) else { return };
-            note(peer, link, told, transfers, got, failed);
+            let Some(rank) = peers[port].get(&number).copied() else { return };
+            let Some(Some(link)) = links.get_mut(rank as usize) else { return };
+            let Some(lane) = link.lane_at(port) else { return };
+            let Some(link) = link.lane_mut(lane) else { return };
+            note(Peer { rank, lane }, link, told, transfers, got, failed);
         });
         match found {
             Ok(count) => count > 0,

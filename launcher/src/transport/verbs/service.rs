@@ -16,6 +16,7 @@ use roce_verbs::{Connection, Mtu, PacketPair};
 
 use super::desk::{Desk, News, Wish};
 use super::handshake::{End, Handshake, Todo, Word};
+use super::lanes::Peer;
 use super::port::Port;
 use super::words::{self, Way};
 use crate::connect::{MOST_READS, PSN_MASK, random_psn};
@@ -35,7 +36,7 @@ pub(super) struct Route {
     pub(super) key: u32,
 }
 
-/// A peer that there is, or will be, a connection to.
+/// A peer that there is, or will be, a connection to, over one of the rails.
 struct Acquaintance {
     /// The connection's number.
     era: u32,
@@ -53,14 +54,14 @@ pub(super) struct Service {
     secret: Secret,
     desk: Arc<Desk>,
     ports: Vec<Port>,
-    /// By rank.
-    routes: Vec<Option<Route>>,
-    peers: BTreeMap<u32, Acquaintance>,
+    /// By rank, and by the rails that both have.
+    routes: Vec<Vec<Route>>,
+    peers: BTreeMap<Peer, Acquaintance>,
     /// Those that something must perhaps be said to again.
-    unsettled: BTreeSet<u32>,
+    unsettled: BTreeSet<Peer>,
     /// Those that the rank wants a connection to, once the port can be used, with the packets that came over those before, if there
     /// were any.
-    wanted: BTreeMap<u32, Option<u64>>,
+    wanted: BTreeMap<Peer, Option<u64>>,
 }
 
 impl Service {
@@ -71,7 +72,7 @@ impl Service {
         secret: Secret,
         desk: Arc<Desk>,
         ports: Vec<Port>,
-        routes: Vec<Option<Route>>,
+        routes: Vec<Vec<Route>>,
     ) -> std::io::Result<JoinHandle<()>> {
         let (peers, unsettled, wanted) = (BTreeMap::new(), BTreeSet::new(), BTreeMap::new());
         let mut service = Self { rank, secret, desk, ports, routes, peers, unsettled, wanted };
@@ -131,7 +132,7 @@ impl Service {
     /// Makes for each port what a connection needs of it, and says a word to itself, which nobody takes notice of: what is done for
     /// the first time takes several times as long, and should not be a peer's first message.
     fn rehearse(&mut self) {
-        let way = Way { from: self.rank, to: self.rank, era: 0 };
+        let way = Way { from: self.rank, to: self.rank, lane: 0, era: 0 };
         let bytes = words::write(&self.secret, way, &Word::Hello);
         for (number, port) in self.ports.iter_mut().enumerate() {
             port.rehearse(number, &bytes);
@@ -172,7 +173,7 @@ impl Service {
     }
 
     /// The rank wants a connection, the first or the next.
-    fn ask(&mut self, peer: u32, received: Option<u64>, now: Instant) {
+    fn ask(&mut self, peer: Peer, received: Option<u64>, now: Instant) {
         let era = match self.peers.get(&peer) {
             None => 0,
             // The peer has asked already.
@@ -194,18 +195,18 @@ impl Service {
         }
         match self.make_end(peer, era, received.unwrap_or(0)) {
             Ok((end, pair)) => {
-                let (handshake, todo) = Handshake::ask(self.rank, peer, end, now);
+                let (handshake, todo) = Handshake::ask(self.rank, peer.rank, end, now);
                 self.meet(peer, era, handshake, Some(pair), todo);
             }
             Err(why) => {
-                let (handshake, todo) = Handshake::refuse(self.rank, peer, why, now);
+                let (handshake, todo) = Handshake::refuse(self.rank, peer.rank, why, now);
                 self.meet(peer, era, handshake, None, todo);
             }
         }
     }
 
     /// The rank wants no connection to a peer any more.
-    fn end(&mut self, peer: u32, why: String, now: Instant) {
+    fn end(&mut self, peer: Peer, why: String, now: Instant) {
         self.wanted.remove(&peer);
         match self.peers.get_mut(&peer) {
             Some(acquaintance) => {
@@ -216,7 +217,7 @@ impl Service {
                 }
             }
             None => {
-                let (handshake, _) = Handshake::refuse(self.rank, peer, why, now);
+                let (handshake, _) = Handshake::refuse(self.rank, peer.rank, why, now);
                 self.meet(peer, 0, handshake, None, Todo::default());
             }
         }
@@ -236,7 +237,10 @@ impl Service {
 
     /// A datagram came, from whoever.
     fn hear(&mut self, datagram: &[u8], now: Instant) {
-        let Some((Way { from, to, era }, word)) = words::read(&self.secret, datagram) else { return };
+        let Some((Way { from: rank, to, lane, era }, word)) = words::read(&self.secret, datagram) else {
+            return;
+        };
+        let from = Peer { rank, lane };
         // While the port can't be used nothing can be answered, and all is said again.
         if to != self.rank || self.port_of(from).is_none_or(|port| port.now().is_err()) {
             return;
@@ -249,21 +253,21 @@ impl Service {
             (Some(peer), Word::Request(_)) if peer.era < era => self.asked_again(from, era),
             (None, Word::Request(theirs)) if era == 0 => match self.make_end(from, 0, 0) {
                 Ok((end, pair)) => {
-                    let (handshake, todo) = Handshake::answer(self.rank, from, end, theirs, now);
+                    let (handshake, todo) = Handshake::answer(self.rank, rank, end, theirs, now);
                     self.meet(from, 0, handshake, Some(pair), todo);
                 }
                 Err(why) => {
-                    let (handshake, todo) = Handshake::refuse(self.rank, from, why, now);
+                    let (handshake, todo) = Handshake::refuse(self.rank, rank, why, now);
                     self.meet(from, 0, handshake, None, todo);
                 }
             },
             (None, Word::Hello) if era == 0 => match self.make_end(from, 0, 0) {
                 Ok((end, pair)) => {
-                    let handshake = Handshake::expect(self.rank, from, end, now);
+                    let handshake = Handshake::expect(self.rank, rank, end, now);
                     self.meet(from, 0, handshake, Some(pair), Todo::default());
                 }
                 Err(why) => {
-                    let (handshake, todo) = Handshake::refuse(self.rank, from, why, now);
+                    let (handshake, todo) = Handshake::refuse(self.rank, rank, why, now);
                     self.meet(from, 0, handshake, None, todo);
                 }
             },
@@ -274,7 +278,7 @@ impl Service {
 
     /// A peer wants another connection: its end of the one that stands here is no more. The rank has to take its own down first, for only
     /// then it knows what has come.
-    fn asked_again(&mut self, peer: u32, era: u32) {
+    fn asked_again(&mut self, peer: Peer, era: u32) {
         let Some(acquaintance) = self.peers.get_mut(&peer) else { return };
         if let Some(word) = acquaintance.handshake.refusal() {
             return self.say(peer, era, &word);
@@ -286,21 +290,21 @@ impl Service {
         self.say(peer, era, &Word::Later);
     }
 
-    fn meet(&mut self, peer: u32, era: u32, handshake: Handshake, pair: Option<PacketPair>, todo: Todo) {
+    fn meet(&mut self, peer: Peer, era: u32, handshake: Handshake, pair: Option<PacketPair>, todo: Todo) {
         self.peers.insert(peer, Acquaintance { era, handshake, connected: None, pair, trouble: None });
         self.act(peer, todo);
     }
 
-    fn port_of(&mut self, peer: u32) -> Option<&mut Port> {
+    fn port_of(&mut self, peer: Peer) -> Option<&mut Port> {
         let port = self.route(peer)?.port;
         self.ports.get_mut(port)
     }
 
-    fn route(&self, peer: u32) -> Option<&Route> {
-        self.routes.get(peer as usize)?.as_ref()
+    fn route(&self, peer: Peer) -> Option<&Route> {
+        self.routes.get(peer.rank as usize)?.get(usize::from(peer.lane))
     }
 
-    fn make_end(&mut self, peer: u32, era: u32, received: u64) -> Result<(End, PacketPair), String> {
+    fn make_end(&mut self, peer: Peer, era: u32, received: u64) -> Result<(End, PacketPair), String> {
         let port_number = self.route(peer).ok_or("there is no way to it")?.port;
         let port = &mut self.ports[port_number];
         let now = port.now()?;
@@ -308,7 +312,13 @@ impl Service {
             format!("no queue pair on {}: {}", port.endpoint.nic.port, chain(&error))
         };
         let number = port.endpoint.nic.port.port;
-        let pair = if era == 0 { port.packets.pair(number) } else { port.packets.pair_again(number) };
+        // No packets come over further ones, so they bring no slots for them.
+        let packets = &port.packets;
+        let pair = match (peer.lane, era) {
+            (0, 0) => packets.pair(number),
+            (0, _) => packets.pair_again(number),
+            _ => packets.end(number),
+        };
         let pair = pair.map_err(named)?;
         port.prepare_later();
         let limits = port.endpoint.limits;
@@ -320,11 +330,11 @@ impl Service {
             responder_depth: limits.max_responder_depth.min(MOST_READS),
             received,
         };
-        self.desk.enter(port_number, pair.number(), peer);
+        self.desk.enter(port_number, pair.number(), peer.rank);
         Ok((end, pair))
     }
 
-    fn act(&mut self, peer: u32, mut todo: Todo) {
+    fn act(&mut self, peer: Peer, mut todo: Todo) {
         if let Some(theirs) = todo.connect
             && let Err(why) = self.connect(peer, theirs)
             && let Some(acquaintance) = self.peers.get_mut(&peer)
@@ -360,7 +370,7 @@ impl Service {
         }
     }
 
-    fn connect(&mut self, peer: u32, theirs: End) -> Result<(), String> {
+    fn connect(&mut self, peer: Peer, theirs: End) -> Result<(), String> {
         let route = self.route(peer).ok_or("there is no way to it")?.clone();
         let port = &mut self.ports[route.port];
         let now = port.now()?;
@@ -392,16 +402,18 @@ impl Service {
         Ok(())
     }
 
-    fn say(&mut self, peer: u32, era: u32, word: &Word) {
+    fn say(&mut self, peer: Peer, era: u32, word: &Word) {
         let trouble = self.send(peer, era, word).err();
         if let Some(acquaintance) = self.peers.get_mut(&peer) {
             acquaintance.trouble = trouble;
         }
     }
 
-    fn send(&mut self, peer: u32, era: u32, word: &Word) -> Result<(), String> {
-        let bytes = words::write(&self.secret, Way { from: self.rank, to: peer, era }, word);
-        let Some(Some(route)) = self.routes.get(peer as usize) else { return Ok(()) };
+    fn send(&mut self, peer: Peer, era: u32, word: &Word) -> Result<(), String> {
+        let Peer { rank: to, lane } = peer;
+        let bytes = words::write(&self.secret, Way { from: self.rank, to, lane, era }, word);
+        let route = self.routes.get(to as usize).and_then(|routes| routes.get(usize::from(lane)));
+        let Some(route) = route else { return Ok(()) };
         self.ports[route.port].send(route, &bytes)
     }
 }

@@ -7,7 +7,7 @@ use roce_bootstrap::Secret;
 
 use super::handshake::{End, Word};
 
-const MAGIC: &[u8; 8] = b"roce-rc3";
+const MAGIC: &[u8; 8] = b"roce-rc4";
 /// Bytes before the reason of a refusal.
 const FIXED: usize = 48;
 const PROOF: usize = 32;
@@ -16,11 +16,12 @@ const MOST_WORDS: usize = 300;
 /// The longest datagram, within any MTU with its headers.
 pub(super) const MOST: usize = FIXED + MOST_WORDS + PROOF;
 
-/// Who speaks, and to whom, and of which of their connections.
+/// Who speaks, and to whom, and of which of their connections: over which of their rails, and the how manieth there.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Way {
     pub(super) from: u32,
     pub(super) to: u32,
+    pub(super) lane: u8,
     pub(super) era: u32,
 }
 
@@ -40,7 +41,7 @@ pub(super) fn write(secret: &Secret, way: Way, word: &Word) -> Vec<u8> {
         bytes.extend(number.to_be_bytes());
     }
     bytes.extend(end.received.to_be_bytes());
-    bytes.extend([end.initiator_depth, end.responder_depth, 0, 0]);
+    bytes.extend([end.initiator_depth, end.responder_depth, way.lane, 0]);
     let cut = (0..=reason.len().min(MOST_WORDS)).rev().find(|at| reason.is_char_boundary(*at)).unwrap_or(0);
     bytes.extend(&reason.as_bytes()[..cut]);
     let proof = secret.tag(&[&bytes]);
@@ -74,7 +75,7 @@ pub(super) fn read(secret: &Secret, bytes: &[u8]) -> Option<(Way, Word)> {
         6 => Word::Hello,
         _ => return None,
     };
-    Some((Way { from: number(0), to: number(1), era: number(2) }, word))
+    Some((Way { from: number(0), to: number(1), lane: said[46], era: number(2) }, word))
 }
 
 #[cfg(test)]
@@ -98,7 +99,7 @@ mod tests {
 
     #[test]
     fn words_survive_the_journey() {
-        let (secret, way) = (Secret::new([3; 32]), Way { from: 5, to: 70_000, era: 3 });
+        let (secret, way) = (Secret::new([3; 32]), Way { from: 5, to: 70_000, lane: 2, era: 3 });
         for word in words() {
             let bytes = write(&secret, way, &word);
             assert!(bytes.len() <= MOST);
@@ -112,7 +113,7 @@ mod tests {
     proptest! {
         #[test]
         fn what_another_wrote_or_someone_changed_is_nobodys(which in 0usize..6, place: usize, change in 1u8..) {
-            let (secret, way) = (Secret::new([3; 32]), Way { from: 5, to: 6, era: 0 });
+            let (secret, way) = (Secret::new([3; 32]), Way { from: 5, to: 6, lane: 0, era: 0 });
             let mut bytes = write(&secret, way, &words()[which]);
             prop_assert_eq!(read(&Secret::new([4; 32]), &bytes), None);
             let place = place % bytes.len();
