@@ -116,7 +116,7 @@ impl Ring {
             }
             number = number.wrapping_add(1);
         }
-        self.taken = next;
+        (self.taken, self.asked) = (next, next);
         rest
     }
 
@@ -220,5 +220,16 @@ mod tests {
         assert_eq!(ring.next().map(|slot| slot.name as u32), Some(3));
         assert!(ring.unheard().is_none());
         assert_eq!(ring.give_back(2), 1);
+    }
+
+    #[test]
+    fn what_was_asked_after_on_another_queue_pair_is_asked_after_again() {
+        let mut memory = [0; 8];
+        let mut ring = ring(&mut memory);
+        (0..2).for_each(|_| _ = take(&mut ring, 1, PACKET, 0));
+        ring.asked();
+        assert_eq!(ring.go_on(1), [0]);
+        let last = take(&mut ring, 1, PACKET, 0);
+        assert_eq!(ring.unheard().map(|slot| slot.name as u32), Some(last));
     }
 }
