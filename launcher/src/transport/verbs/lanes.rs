@@ -86,7 +86,7 @@ impl Link {
     }
 }
 
-/// What a program is told of the way to a peer: `verbs (rxe0:1, long messages also rxe1:1)`.
+/// What a program is told of the way to a peer: `verbs (rxe0:1, long messages also rxe1:1)`, and why one is not used any more.
 pub(super) struct Described<'a> {
     pub(super) link: &'a Link,
     /// By port.
@@ -101,6 +101,11 @@ impl fmt::Display for Described<'_> {
         for (number, link) in usable.enumerate() {
             f.write_str(if number == 0 { ", long messages also " } else { " and " })?;
             f.write_str(name(link))?;
+        }
+        for link in &self.link.further {
+            if let State::Broken(why) = &link.state {
+                write!(f, "; no more over {}: {why}", name(link))?;
+            }
         }
         f.write_str(")")
     }
@@ -188,7 +193,8 @@ mod tests {
         link.further = vec![Link::new(0, 1), Link::new(2, 2)];
         assert_eq!(describe(&link), "verbs (rxe1:1, long messages also rxe0:1 and rxe2:1)");
         link.further[0].state = State::Broken("it is down".to_owned());
-        assert_eq!(describe(&link), "verbs (rxe1:1, long messages also rxe2:1)");
+        let without = "verbs (rxe1:1, long messages also rxe2:1; no more over rxe0:1: it is down)";
+        assert_eq!(describe(&link), without);
         assert_eq!([0, 1, 2].map(|port| link.lane_at(port)), [Some(1), Some(0), Some(2)]);
         assert_eq!(link.lane_at(3), None);
     }

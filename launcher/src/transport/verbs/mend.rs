@@ -57,7 +57,9 @@ impl Verbs {
         deliver: &mut impl FnMut(u32, &Header, Payload<'_>),
     ) {
         let peer = Peer { rank, lane: failure.lane };
-        let (moved, moves) = (self.transfers.over(peer), self.transfers.under_way(peer) > 0);
+        // A further one may fail again and again in a moment with nothing carried: the others do its work, so it is tried on.
+        let moves = peer.lane == 0 && self.transfers.under_way(peer) > 0;
+        let moved = self.transfers.over(peer);
         let Some(link) = self.lane_mut(peer) else { return };
         // The first failure is the cause of those after it.
         let is_over = match link.state {

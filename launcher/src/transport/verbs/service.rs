@@ -25,6 +25,11 @@ use crate::error::chain;
 /// How often datagrams are looked for again before something else has its turn.
 const TURNS: u32 = 8;
 
+/// A port that was away for a moment has its address and its route back one after the other, and its events come later: so long it is tried to
+/// connect again where there was a connection before, as often as this. Nothing else is done meanwhile.
+const SETTLING: Duration = Duration::from_secs(3);
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
 /// How a peer is reached.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Route {
@@ -373,29 +378,37 @@ impl Service {
     fn connect(&mut self, peer: Peer, theirs: End) -> Result<(), String> {
         let route = self.route(peer).ok_or("there is no way to it")?.clone();
         let port = &mut self.ports[route.port];
-        let now = port.now()?;
+        let mut now = port.now()?;
         let their_mtu = Mtu::from_bytes(theirs.mtu).ok_or("its MTU is none that RoCE has")?;
         let acquaintance = self.peers.get(&peer);
-        let (pair, mine) = acquaintance
-            .and_then(|peer| Some((peer.pair.as_ref()?, peer.handshake.mine())))
+        let (pair, mine, era) = acquaintance
+            .and_then(|peer| Some((peer.pair.as_ref()?, peer.handshake.mine(), peer.era)))
             .ok_or("its queue pair is gone")?;
-        let connection = Connection {
-            port: port.endpoint.nic.port.port,
-            local_gid_index: now.gid_index,
-            remote_gid: route.gid,
-            remote_qp_number: theirs.qp_number,
-            local_psn: mine.psn,
-            remote_psn: theirs.psn & PSN_MASK,
-            path_mtu: now.mtu.min(their_mtu),
-            traffic_class: port.class().traffic_class,
-            service_level: port.class().service_level,
-            initiator_depth: mine.initiator_depth.min(theirs.responder_depth),
-            responder_depth: mine.responder_depth.min(theirs.initiator_depth),
+        let end = Instant::now() + SETTLING;
+        let connection = loop {
+            let connection = Connection {
+                port: port.endpoint.nic.port.port,
+                local_gid_index: now.gid_index,
+                remote_gid: route.gid,
+                remote_qp_number: theirs.qp_number,
+                local_psn: mine.psn,
+                remote_psn: theirs.psn & PSN_MASK,
+                path_mtu: now.mtu.min(their_mtu),
+                traffic_class: port.class().traffic_class,
+                service_level: port.class().service_level,
+                initiator_depth: mine.initiator_depth.min(theirs.responder_depth),
+                responder_depth: mine.responder_depth.min(theirs.initiator_depth),
+            };
+            match pair.connect(&connection) {
+                Ok(()) => break connection,
+                Err(_) if era > 0 && Instant::now() < end => std::thread::sleep(LOOK_AGAIN),
+                Err(error) => {
+                    let port = &port.endpoint.nic.port;
+                    return Err(format!("no connection from {port} to {}: {}", route.gid, chain(&error)));
+                }
+            }
+            now = port.endpoint.now().unwrap_or(now);
         };
-        let named = |error| {
-            format!("no connection from {} to {}: {}", port.endpoint.nic.port, route.gid, chain(&error))
-        };
-        pair.connect(&connection).map_err(named)?;
         if let Some(acquaintance) = self.peers.get_mut(&peer) {
             acquaintance.connected = Some((Box::new(connection), theirs.received));
         }
