@@ -24,7 +24,7 @@ use crate::readback::Readback;
 /// Completions taken from the device at once.
 pub(crate) const BATCH: usize = 16;
 
-/// Stands for none.
+/// The ring of a connection that sends nothing from slots: more than there can be.
 const NO_RING: u32 = u32::MAX >> 3;
 
 /// Looks for a completion in one go.

@@ -7,8 +7,6 @@ use std::collections::VecDeque;
 
 use super::Verbs;
 use super::link::State;
-use super::mend::Failure;
-use crate::error::chain;
 use crate::transport::{Broken, There};
 
 /// Gets of a connection at the same time. Each may take a request more than its slot says.
@@ -94,7 +92,7 @@ impl Verbs {
         match self.post_gets(peer) {
             Ok(true) => {}
             Ok(false) => _ = self.getting.insert(peer),
-            Err(error) => self.failed.push_back((peer, Failure::of_connection(chain(&error)))),
+            Err(error) => self.has_failed(peer, &error),
         }
     }
 
