@@ -1,5 +1,6 @@
 //! A port of this rank with what the service thread needs of it: datagrams, their buffers, and an eye on its state.
 
+use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,6 +25,9 @@ const LOOK: Duration = Duration::from_secs(1);
 /// When the slots of the next connection are made, after the last ones were taken.
 const LATER: Duration = Duration::from_millis(30);
 
+/// Peers' addresses that are kept.
+pub(super) const ADDRESSES: usize = 64;
+
 /// The class of all that a rank sends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Class {
@@ -46,8 +50,8 @@ pub(super) struct Port {
     /// Since when it can't be used, and when it is looked at again.
     down: Option<(Instant, Instant)>,
     is_lost: bool,
-    /// Where the last datagram went: most go to where the last one went, and the kernel is asked for each.
-    address: Option<(Gid, Arc<Address>)>,
+    /// Where datagrams go, at most [`ADDRESSES`]: the kernel takes as long for one as for a queue pair.
+    addresses: BTreeMap<Gid, Arc<Address>>,
     /// When the next connection's slots are made.
     prepares: Option<Instant>,
     /// Why no datagrams come and go, until they begin anew.
@@ -96,7 +100,7 @@ impl Port {
             now,
             down,
             is_lost: false,
-            address: None,
+            addresses: BTreeMap::new(),
             prepares: None,
             deaf: None,
         })
@@ -130,7 +134,6 @@ impl Port {
         let _ = self.packets.prepare();
         let (gid, number, key) = (self.endpoint.nic.gid, self.number(), self.datagrams.key());
         let _ = self.send(&Route { port, gid, number, key }, bytes);
-        self.address = None;
     }
 
     /// The next connection's slots were taken. To make them anew has time until this one stands.
@@ -138,12 +141,18 @@ impl Port {
         self.prepares = Some(Instant::now() + LATER);
     }
 
+    /// Has a peer's address at hand for when it is to be spoken to.
+    ///
+    /// # Errors
+    /// Why there is none now.
+    pub(super) fn look_up(&mut self, route: &Route) -> Result<(), String> {
+        self.address(route).map(drop)
+    }
+
     /// Good until something is told of the port: the GID's row may move then, and what can't leave is the end of the queue pair (rxe).
     fn address(&mut self, route: &Route) -> Result<Arc<Address>, String> {
         let now = self.now()?;
-        if let Some((gid, address)) = &self.address
-            && *gid == route.gid
-        {
+        if let Some(address) = self.addresses.get(&route.gid) {
             return Ok(Arc::clone(address));
         }
         let path = Path {
@@ -154,12 +163,16 @@ impl Port {
             service_level: self.class.service_level,
         };
         let address = Address::create(&self.endpoint.domain, path).map_err(|error| chain(&error))?;
-        self.address = Some((route.gid, Arc::clone(&address)));
+        if self.addresses.len() == ADDRESSES {
+            self.addresses.pop_first();
+        }
+        self.addresses.insert(route.gid, Arc::clone(&address));
         Ok(address)
     }
 
     fn forget(&mut self) {
-        (self.now, self.address) = (None, None);
+        self.now = None;
+        self.addresses.clear();
     }
 
     /// Something went wrong: what the port is like is not known any more.

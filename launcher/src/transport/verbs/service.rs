@@ -17,7 +17,7 @@ use roce_verbs::{Connection, Mtu, PacketPair};
 use super::desk::{Desk, News, Wish};
 use super::handshake::{End, Handshake, Todo, Word};
 use super::lanes::Peer;
-use super::port::Port;
+use super::port::{ADDRESSES, Port};
 use super::words::{self, Way};
 use crate::connect::{MOST_READS, PSN_MASK, random_psn};
 use crate::error::chain;
@@ -67,6 +67,8 @@ pub(super) struct Service {
     /// Those that the rank wants a connection to, once the port can be used, with the packets that came over those before, if there
     /// were any.
     wanted: BTreeMap<Peer, Option<u64>>,
+    /// Peers whose addresses are looked up while there is nothing else to do, the last one first.
+    unknown: Vec<Route>,
 }
 
 impl Service {
@@ -80,7 +82,8 @@ impl Service {
         routes: Vec<Vec<Route>>,
     ) -> std::io::Result<JoinHandle<()>> {
         let (peers, unsettled, wanted) = (BTreeMap::new(), BTreeSet::new(), BTreeMap::new());
-        let mut service = Self { rank, secret, desk, ports, routes, peers, unsettled, wanted };
+        let unknown = first_addresses(rank, &routes, ports.len());
+        let mut service = Self { rank, secret, desk, ports, routes, peers, unsettled, wanted, unknown };
         // Signals are for the program's threads: the new thread inherits that none comes to it.
         let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
         let started = std::thread::Builder::new().name("roce-verbs".to_owned()).spawn(move || service.run());
@@ -130,7 +133,9 @@ impl Service {
                 let todo = self.peers.get_mut(&peer).map(|peer| peer.handshake.tick(now));
                 self.act(peer, todo.unwrap_or_default());
             }
-            self.sleep();
+            if !self.look_up_one() {
+                self.sleep();
+            }
         }
     }
 
@@ -142,6 +147,16 @@ impl Service {
         for (number, port) in self.ports.iter_mut().enumerate() {
             port.rehearse(number, &bytes);
         }
+    }
+
+    /// Looks up one peer's address, if there is one to be looked up. Where one can't be reached none is looked up before it is needed: the
+    /// kernel waits a second for an answer, and so do peers that want a connection meanwhile.
+    fn look_up_one(&mut self) -> bool {
+        let Some(route) = self.unknown.pop() else { return false };
+        if self.ports[route.port].look_up(&route).is_err() {
+            self.unknown.clear();
+        }
+        true
     }
 
     /// Until there is something to do.
@@ -429,4 +444,19 @@ impl Service {
         let Some(route) = route else { return Ok(()) };
         self.ports[route.port].send(route, &bytes)
     }
+}
+
+/// One route to each place that ranks are reached at, as many for each port as it keeps addresses: those of the ranks that follow this one, the
+/// nearest last.
+fn first_addresses(rank: u32, routes: &[Vec<Route>], ports: usize) -> Vec<Route> {
+    let mut seen = vec![BTreeSet::new(); ports];
+    let mut is_first = |route: &&Route| {
+        let seen = &mut seen[route.port];
+        seen.len() < ADDRESSES && seen.insert(route.gid)
+    };
+    let (before, after) = routes.split_at((rank as usize).min(routes.len()));
+    let mut first: Vec<_> =
+        after.iter().chain(before).flatten().filter(|route| is_first(route)).cloned().collect();
+    first.reverse();
+    first
 }
