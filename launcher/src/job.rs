@@ -145,7 +145,7 @@ impl Job {
     }
 
     /// How many queue pairs messages have: one for each rank that messages went to over verbs, and one more for each further rail that long ones
-    /// go over; none when the job starts.
+    /// go over; none when the job starts. One that is just being made counts.
     #[must_use]
     pub fn queue_pairs(&self) -> usize {
         self.world.with_engine(|engine| engine.queue_pairs())

@@ -99,9 +99,11 @@ impl Measured {
         let (ours, theirs) = (self.of("first", 8, Player::Ours), self.of("first", 8, Player::Bare));
         let what = "first message to a peer, 8 B";
         let peer = "a bare queue pair of two ranks";
-        cases.push(Case::less_is_better(what, peer, "ns", ours.clone(), theirs, Some(FIRST)));
-        let theirs = self.of("end", 8, Player::Bare);
-        cases.push(Case::less_is_better(what, "one end of it alone", "ns", ours, theirs, None));
+        cases.push(Case::less_is_better(what, peer, "ns", ours.clone(), theirs.clone(), Some(FIRST)));
+        let end = self.of("end", 8, Player::Bare);
+        cases.push(Case::less_is_better(what, "one end of it alone", "ns", ours, end, None));
+        let (what, ours) = ("first message and its answer, 8 B", self.of("answered", 8, Player::Ours));
+        cases.push(Case::less_is_better(what, peer, "ns", ours, theirs, None));
         cases.extend(self.instructions());
         cases
     }

@@ -69,6 +69,7 @@ pub(crate) fn run(rounds: usize, target: &Path, docs: Option<&Path>) -> Result<R
         others(&guest, &mut measured)?;
         let first = guest.run("ours first 8 1")?;
         measured.keep("first", 8, Player::Ours, lines::number(&first, "first")?);
+        measured.keep("answered", 8, Player::Ours, lines::number(&first, "answered")?);
         let bare = guest.run("pipes; ours bare 8 1")?;
         measured.keep("first", 8, Player::Bare, lines::number(&bare, "bare")?);
         measured.keep("end", 8, Player::Bare, lines::number(&bare, "end")?);

@@ -20,7 +20,7 @@ fn now() -> Result<u64> {
     Ok(u64::try_from(Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC)?).as_nanos())?)
 }
 
-/// Prints `first NANOSECONDS`, on rank 1.
+/// Prints `first NANOSECONDS`, on rank 1, and `answered NANOSECONDS` of the message with an answer of the same length, on rank 0.
 pub(crate) fn first(job: &mut Job) -> Result<()> {
     ensure!(job.queue_pairs() == 0, "{} queue pairs before the first message", job.queue_pairs());
     let world = job.world();
@@ -33,8 +33,10 @@ pub(crate) fn first(job: &mut Job) -> Result<()> {
     } else {
         // The other one waits by now.
         std::thread::sleep(Duration::from_millis(200));
-        world.send(1, TAG, &[now()?])?;
+        let begin = now()?;
+        world.send(1, TAG, &[begin])?;
         world.receive(1, TAG, &mut [0_u64])?;
+        println!("answered {}", now()? - begin);
         ensure!(job.queue_pairs() == 1, "{} queue pairs after a message to one rank", job.queue_pairs());
     }
     Ok(())

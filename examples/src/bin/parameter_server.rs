@@ -71,6 +71,9 @@ fn run(arguments: &Arguments) -> Result<bool> {
     let plan = Plan { samples, batch, size, steps: samples.div_ceil(batch) * epochs };
 
     let server = Server::open(&world, parameters, servers)?;
+    // A worker that has to connect to a server after its first step's number was drawn would make that step when it is too old.
+    server.get()?;
+    server.tickets.fence()?;
     let start = Instant::now();
     let steps = work(&server, &plan)?;
     server.tickets.fence()?;

@@ -14,8 +14,8 @@ use super::lanes::Peer;
 /// What the rank wants.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Wish {
-    /// A connection to a peer.
-    Open(Peer),
+    /// A connection to a peer, with the first packet for it where that may go before.
+    Open { peer: Peer, early: Vec<u8> },
     /// Another one to a peer, instead of one that was taken down, over which so many packets came.
     Again { peer: Peer, received: u64 },
     /// None to a peer any more.
@@ -29,6 +29,10 @@ pub(super) enum Wish {
 /// What the thread tells.
 #[derive(Debug)]
 pub(super) enum News {
+    /// A peer's first packet came before its connection: see [`Desk::take_early`].
+    Early(u32),
+    /// What goes before a connection is on its way.
+    Greeted,
     /// Packets can be sent to a peer, which has received so many. What was asked of the kernel is to be read back.
     Ready { peer: Peer, pair: PacketPair, received: u64, asked: Box<Connection> },
     /// A peer has taken its end of a connection down, and asks for the one with this number.
@@ -50,14 +54,16 @@ pub(super) struct Desk {
     told: Condvar,
     /// Whose is a connection, by port and number. There before anything can come over it.
     peers: Mutex<BTreeMap<(usize, u32), u32>>,
+    /// First packets that came before connections, by peer. Not among the news, for what comes over a connection may be found before those.
+    early: Mutex<BTreeMap<u32, Vec<u8>>>,
 }
 
 impl Desk {
     pub(super) fn new() -> nix::Result<Self> {
         let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         let (wishes, news, peers) = (Mutex::default(), Mutex::default(), Mutex::default());
-        let (has_news, told) = (AtomicBool::new(false), Condvar::new());
-        Ok(Self { wishes, bell, news, has_news, told, peers })
+        let (has_news, told, early) = (AtomicBool::new(false), Condvar::new(), Mutex::default());
+        Ok(Self { wishes, bell, news, has_news, told, peers, early })
     }
 
     /// For the rank.
@@ -98,6 +104,11 @@ impl Desk {
         lock(&self.peers).get(&(port, number)).copied()
     }
 
+    /// For the rank: the first packet of a peer, if it came before there was a connection, once.
+    pub(super) fn take_early(&self, peer: u32) -> Option<Vec<u8>> {
+        lock(&self.early).remove(&peer)
+    }
+
     /// For the rank: that connection is no more, and its number may be given to another.
     pub(super) fn leave(&self, port: usize, number: u32) {
         lock(&self.peers).remove(&(port, number));
@@ -123,6 +134,12 @@ impl Desk {
         self.told.notify_one();
     }
 
+    /// For the thread: a peer's first packet, before anything can come over its connection.
+    pub(super) fn tell_early(&self, peer: u32, packet: Vec<u8>) {
+        lock(&self.early).insert(peer, packet);
+        self.tell(News::Early(peer));
+    }
+
     /// For the thread.
     pub(super) fn enter(&self, port: usize, number: u32, peer: u32) {
         lock(&self.peers).insert((port, number), peer);
@@ -132,4 +149,18 @@ impl Desk {
 /// Nobody panics while holding one of these locks, and what they guard is whole between statements.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_packet_that_came_early_can_be_taken_before_the_news_of_it_and_once() {
+        let desk = Desk::new().unwrap();
+        desk.tell_early(3, b"first".to_vec());
+        assert_eq!((desk.take_early(4), desk.take_early(3).as_deref()), (None, Some(&b"first"[..])));
+        assert!(desk.has_news() && matches!(desk.take_news()[..], [News::Early(3)]));
+        assert_eq!(desk.take_early(3), None);
+    }
 }

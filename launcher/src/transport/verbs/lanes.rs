@@ -126,7 +126,7 @@ impl Verbs {
         for (lane, link) in (1..).zip(&mut link.further) {
             if matches!(link.state, State::None) {
                 link.state = State::Opening;
-                self.desk.wish(Wish::Open(Peer { rank, lane }));
+                self.desk.wish(Wish::Open { peer: Peer { rank, lane }, early: Vec::new() });
             }
         }
     }

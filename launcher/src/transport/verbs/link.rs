@@ -42,7 +42,9 @@ pub(super) struct Link {
     pub(super) sent: u64,
     /// Of them, those that the peer's device has, as far as is known.
     pub(super) arrived: u64,
-    /// The same of puts.
+    /// The first packet, if it has gone [before the connection](super::early) and its send is not over.
+    pub(super) early: Option<Vec<u8>>,
+    /// Puts sent.
     pub(super) put: u64,
     pub(super) puts_arrived: u64,
     pub(super) gets: Gets,
@@ -73,6 +75,7 @@ impl Link {
             received: 0,
             sent: 0,
             arrived: 0,
+            early: None,
             put: 0,
             puts_arrived: 0,
             gets: Gets::default(),
@@ -135,6 +138,16 @@ impl Link {
         let fruitless = self.fruitless + u32::from(was_busy);
         (self.carried, self.fruitless, self.era, self.asked) = (carried, fruitless, self.era + 1, 0);
         self.fruitless <= FRUITLESS && self.era <= MOST.into()
+    }
+
+    /// The first connection stands, and the peer has received so many packets before it.
+    pub(super) fn count_early(&mut self, received: u64) {
+        if self.early.is_some() && received == 1 {
+            (self.sent, self.arrived, self.last) = (1, 1, 1);
+            self.credits.spend();
+        } else {
+            self.early = None;
+        }
     }
 
     /// The peer has received so many packets: how many of those under way are to be sent no more.
@@ -249,6 +262,21 @@ mod tests {
         link.put = 1;
         assert!((0..FRUITLESS).all(|_| link.begin_anew(0, false)));
         assert!(!link.begin_anew(0, false));
+    }
+
+    #[test]
+    fn what_went_before_the_connection_counts_as_sent_if_it_was_received() {
+        let early = |received| {
+            let mut link = Link { early: Some(packet(0, 0, 0)), ..Link::new(0, 0) };
+            link.count_early(received);
+            (link.sent, link.is_sending(), link.arrived_by(received), link.early.is_some())
+        };
+        assert_eq!(early(1), (1, false, Ok(0), true));
+        assert_eq!(early(0), (0, false, Ok(0), false));
+        assert!(early(2).2.is_err());
+        let mut none = Link::new(0, 0);
+        none.count_early(1);
+        assert!(none.arrived_by(1).is_err());
     }
 
     #[test]

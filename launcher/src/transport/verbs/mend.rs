@@ -106,6 +106,9 @@ impl Verbs {
         let Some(link) = link.and_then(|link| link.lane_mut(lane)) else { return };
         let queue = &mut self.queues[link.port];
         self.peers[link.port].insert(pair.number(), rank);
+        if link.era == 0 && lane == 0 {
+            link.count_early(received);
+        }
         let arrived = link.arrived_by(received);
         // One that is broken by now has its pair closed.
         if matches!(link.state, State::Broken(_)) {

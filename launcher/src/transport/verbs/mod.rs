@@ -1,7 +1,7 @@
 //! Packets over reliable connections of the NICs (verbs RC), between ranks that have ports on one rail.
 //!
 //! There is no connection when the job starts. The first packet to a peer has the [`service`] thread make one, by a
-//! [`handshake`] over datagrams; from then on it serves both directions. A packet is copied into a registered slot, and shown to its receiver where it
+//! [`handshake`] over datagrams, and goes [before](early) it where it is short; from then on the connection serves both directions. A packet is copied into a registered slot, and shown to its receiver where it
 //! came to; [`credits`] see to it that there is always a place for it. A long message is read by its receiver from the sender's memory, which
 //! both register, and find registered the next time; where the system allows no registration, it comes in pieces. The longest go over all [rails](lanes) that both have. What is [put](puts) into
 //! a window goes by RDMA write, what is [got](gets) from one by RDMA read.
@@ -11,6 +11,7 @@
 
 mod credits;
 mod desk;
+mod early;
 mod gets;
 mod handshake;
 mod lanes;
@@ -70,6 +71,8 @@ const REGISTERED: usize = 32 * 1024;
 /// one CPU, for the kernel gives each its half then.
 const WAY_FREE: Duration = Duration::from_millis(20);
 const NAP: Duration = Duration::from_micros(200);
+/// How long it sleeps at most until the first packet is on its way, for the same reason.
+const GREETING: Duration = Duration::from_millis(2);
 /// How long dropping may take to see what was sent arrive.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
@@ -262,11 +265,13 @@ impl Verbs {
         self.link(peer).map_or_else(String::new, |link| Described { link, names }.to_string())
     }
 
-    /// How many connections there are.
+    /// How many connections there are, with those that are just being made.
     pub(crate) fn pairs(&self) -> usize {
-        let first = self.queues.iter().map(|queue| queue.packets().made()).sum::<usize>() - self.closed;
-        let further = self.links.iter().flatten().flat_map(|link| &link.further);
-        first + further.filter(|link| matches!(link.state, State::Up(_))).count()
+        let made = self.queues.iter().map(|queue| queue.packets().made()).sum::<usize>();
+        let links = || self.links.iter().flatten();
+        let known = links().filter(|link| matches!(link.state, State::Opening | State::Up(_))).count();
+        let further = links().flat_map(|link| &link.further);
+        (made - self.closed).max(known) + further.filter(|link| matches!(link.state, State::Up(_))).count()
     }
 
     /// How often memory was registered for long messages.
@@ -286,22 +291,33 @@ impl Verbs {
             State::Opening => Ok(false),
             State::Broken(why) => Err(Broken { peer, why: why.clone() }),
             State::None => {
-                link.state = State::Opening;
-                self.desk.wish(Wish::Open(Peer::first(peer)));
-                self.connecting = Some(Instant::now() + WAY_FREE);
-                std::thread::yield_now();
+                self.begin(peer, Vec::new());
                 Ok(false)
             }
         }
+    }
+
+    /// Has the service thread make the first connection to a peer, and send the first packet before it.
+    fn begin(&mut self, peer: u32, early: Vec<u8>) {
+        if let Some(link) = self.links.get_mut(peer as usize).and_then(Option::as_mut) {
+            link.state = State::Opening;
+        }
+        self.desk.wish(Wish::Open { peer: Peer::first(peer), early });
+        self.connecting = Some(Instant::now() + WAY_FREE);
+        self.desk.wait_for_news(GREETING);
     }
 
     fn link(&self, peer: u32) -> Option<&Link> {
         self.links.get(peer as usize)?.as_deref()
     }
 
-    fn take_news(&mut self) {
+    /// Whether it was something to deliver.
+    fn take_news(&mut self, deliver: &mut impl FnMut(u32, &Header, Payload<'_>)) -> bool {
+        let mut came = false;
         for news in self.desk.take_news() {
             match news {
+                News::Early(peer) => came |= self.hear_early(peer, deliver),
+                News::Greeted => {}
                 News::Ready { peer, pair, received, asked } => self.go_on(peer, pair, received, asked),
                 News::Asked { peer, era } => self.asked_again(peer, era),
                 News::Failed { peer, why } => self.lose_over(peer, why),
@@ -319,6 +335,7 @@ impl Verbs {
                 }
             }
         }
+        came
     }
 
     /// All that are reached over a port.
@@ -395,6 +412,10 @@ impl Verbs {
                     if matches!(link.state, State::None | State::Opening) {
                         link.state = State::Opening;
                         desk.wish(Wish::Heard(Peer::first(rank)));
+                        // Perhaps this comes before the news of that.
+                        if let Some(first) = desk.take_early(rank) {
+                            early::hear(rank, link, &first, failed, deliver);
+                        }
                     }
                     match link.hear(bytes) {
                         Ok(Some((header, payload))) => {
@@ -470,7 +491,7 @@ impl Drop for Verbs {
         };
         while is_sending(&self.links) && Instant::now() < end {
             self.ask();
-            self.take_news();
+            self.take_news(&mut |_, _, _| {});
             if !self.poll_once(&mut |_, _, _| {}) {
                 std::thread::yield_now();
             }

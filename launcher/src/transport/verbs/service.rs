@@ -30,6 +30,9 @@ const TURNS: u32 = 8;
 const SETTLING: Duration = Duration::from_secs(3);
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
+/// How long a rank gets to take a packet that came early.
+const HEAD_START: Duration = Duration::from_micros(100);
+
 /// How a peer is reached.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Route {
@@ -54,6 +57,14 @@ struct Acquaintance {
     trouble: Option<String>,
 }
 
+/// Which connection the rank wants.
+enum Wanted {
+    /// The first, with the first packet or without.
+    First(Vec<u8>),
+    /// Another one, after those over which so many packets came.
+    Next(u64),
+}
+
 pub(super) struct Service {
     rank: u32,
     secret: Secret,
@@ -64,9 +75,8 @@ pub(super) struct Service {
     peers: BTreeMap<Peer, Acquaintance>,
     /// Those that something must perhaps be said to again.
     unsettled: BTreeSet<Peer>,
-    /// Those that the rank wants a connection to, once the port can be used, with the packets that came over those before, if there
-    /// were any.
-    wanted: BTreeMap<Peer, Option<u64>>,
+    /// Those that the rank wants a connection to, once the port can be used.
+    wanted: BTreeMap<Peer, Wanted>,
     /// Peers whose addresses are looked up while there is nothing else to do, the last one first.
     unknown: Vec<Route>,
 }
@@ -95,6 +105,27 @@ impl Service {
         self.rehearse();
         loop {
             let now = Instant::now();
+            // First, for a message may wait for what is wished.
+            for wish in self.desk.take_wishes() {
+                match wish {
+                    Wish::Open { peer, early } => _ = self.wanted.insert(peer, Wanted::First(early)),
+                    Wish::Again { peer, received } => {
+                        if let Some(port) = self.port_of(peer) {
+                            port.suspect(now);
+                        }
+                        self.wanted.insert(peer, Wanted::Next(received));
+                    }
+                    Wish::End { peer, why } => self.end(peer, why, now),
+                    Wish::Heard(peer) => {
+                        let todo = self.peers.get_mut(&peer).map(|peer| peer.handshake.hear_data());
+                        self.act(peer, todo.unwrap_or_default());
+                    }
+                    Wish::Stop => return,
+                }
+            }
+            for (peer, wanted) in std::mem::take(&mut self.wanted) {
+                self.ask(peer, wanted, now);
+            }
             self.hear_all(now);
             for number in 0..self.ports.len() {
                 let happened = self.ports[number].look(now);
@@ -108,26 +139,6 @@ impl Service {
                 if happened.is_back {
                     self.refuse_all(number);
                 }
-            }
-            for wish in self.desk.take_wishes() {
-                match wish {
-                    Wish::Open(peer) => _ = self.wanted.insert(peer, None),
-                    Wish::Again { peer, received } => {
-                        if let Some(port) = self.port_of(peer) {
-                            port.suspect(now);
-                        }
-                        self.wanted.insert(peer, Some(received));
-                    }
-                    Wish::End { peer, why } => self.end(peer, why, now),
-                    Wish::Heard(peer) => {
-                        let todo = self.peers.get_mut(&peer).map(|peer| peer.handshake.hear_data());
-                        self.act(peer, todo.unwrap_or_default());
-                    }
-                    Wish::Stop => return,
-                }
-            }
-            for (peer, received) in std::mem::take(&mut self.wanted) {
-                self.ask(peer, received, now);
             }
             for peer in self.unsettled.clone() {
                 let todo = self.peers.get_mut(&peer).map(|peer| peer.handshake.tick(now));
@@ -143,7 +154,7 @@ impl Service {
     /// the first time takes several times as long, and should not be a peer's first message.
     fn rehearse(&mut self) {
         let way = Way { from: self.rank, to: self.rank, lane: 0, era: 0 };
-        let bytes = words::write(&self.secret, way, &Word::Hello);
+        let bytes = words::write(&self.secret, way, &Word::Hello(Vec::new()));
         for (number, port) in self.ports.iter_mut().enumerate() {
             port.rehearse(number, &bytes);
         }
@@ -193,11 +204,11 @@ impl Service {
     }
 
     /// The rank wants a connection, the first or the next.
-    fn ask(&mut self, peer: Peer, received: Option<u64>, now: Instant) {
+    fn ask(&mut self, peer: Peer, wanted: Wanted, now: Instant) {
         let era = match self.peers.get(&peer) {
             None => 0,
             // The peer has asked already.
-            Some(_) if received.is_none() => return,
+            Some(_) if matches!(wanted, Wanted::First(_)) => return,
             // The rank has been told, or will be.
             Some(acquaintance) if acquaintance.handshake.refusal().is_some() => return,
             Some(acquaintance) => acquaintance.era + 1,
@@ -206,14 +217,20 @@ impl Service {
         if port.now().is_err() || port.is_lost() {
             // Who is told that a port is lost loses all its peers.
             port.wait_for(now);
-            self.wanted.insert(peer, received);
+            self.wanted.insert(peer, wanted);
             return;
         }
-        // The peer makes its end meanwhile. For another connection its rank has to take the old one down first.
-        if era == 0 {
-            _ = self.send(peer, era, &Word::Hello);
-        }
-        match self.make_end(peer, era, received.unwrap_or(0)) {
+        let received = match wanted {
+            // The peer makes its end meanwhile.
+            Wanted::First(early) => {
+                _ = self.send(peer, era, &Word::Hello(early));
+                self.desk.tell(News::Greeted);
+                0
+            }
+            // Its rank has to take the old one down first.
+            Wanted::Next(received) => received,
+        };
+        match self.make_end(peer, era, received) {
             Ok((end, pair)) => {
                 let (handshake, todo) = Handshake::ask(self.rank, peer.rank, end, now);
                 self.meet(peer, era, handshake, Some(pair), todo);
@@ -281,18 +298,30 @@ impl Service {
                     self.meet(from, 0, handshake, None, todo);
                 }
             },
-            (None, Word::Hello) if era == 0 => match self.make_end(from, 0, 0) {
-                Ok((end, pair)) => {
-                    let handshake = Handshake::expect(self.rank, rank, end, now);
-                    self.meet(from, 0, handshake, Some(pair), Todo::default());
-                }
-                Err(why) => {
-                    let (handshake, todo) = Handshake::refuse(self.rank, rank, why, now);
-                    self.meet(from, 0, handshake, None, todo);
-                }
-            },
+            (None, Word::Hello(early)) if era == 0 => self.greeted(from, early, now),
             // Of a connection that is over.
             _ => {}
+        }
+    }
+
+    /// A peer that nothing was known of will ask for a connection, and may have sent its first packet before. That is told at once: to make an
+    /// end takes longer than the packet's way.
+    fn greeted(&mut self, peer: Peer, early: Vec<u8>, now: Instant) {
+        let received = u64::from(!early.is_empty());
+        if received > 0 {
+            self.desk.tell_early(peer.rank, early);
+            // Perhaps the rank has this thread's CPU, and would get it when the end is made.
+            std::thread::sleep(HEAD_START);
+        }
+        match self.make_end(peer, 0, received) {
+            Ok((end, pair)) => {
+                let handshake = Handshake::expect(self.rank, peer.rank, end, now);
+                self.meet(peer, 0, handshake, Some(pair), Todo::default());
+            }
+            Err(why) => {
+                let (handshake, todo) = Handshake::refuse(self.rank, peer.rank, why, now);
+                self.meet(peer, 0, handshake, None, todo);
+            }
         }
     }
 

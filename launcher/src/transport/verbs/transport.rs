@@ -24,8 +24,11 @@ impl Transport for Verbs {
     #[inline]
     fn try_send(&mut self, peer: u32, header: &Header, payload: &[u8]) -> Result<bool, Broken> {
         let is_up = matches!(self.link(peer), Some(Link { state: State::Up(_), .. }));
-        if !is_up && !self.open(peer)? {
+        if !is_up && (self.send_early(peer, header, payload) || !self.open(peer)?) {
             return Ok(false);
+        }
+        if self.went_early(peer, header, payload) {
+            return Ok(true);
         }
         Ok(self.send(peer, header, payload, false))
     }
@@ -35,8 +38,8 @@ impl Transport for Verbs {
         if !self.unchecked.is_empty() {
             self.read_back();
         }
-        self.take_news();
-        let came = self.broken.is_empty() && self.poll_once(deliver);
+        let early = self.take_news(deliver);
+        let came = (self.broken.is_empty() && self.poll_once(deliver)) || early;
         if !came {
             self.rest();
         }

@@ -8,11 +8,13 @@ use roce_bootstrap::Secret;
 use super::handshake::{End, Word};
 
 const MAGIC: &[u8; 8] = b"roce-rc4";
-/// Bytes before the reason of a refusal.
+/// Bytes before the reason of a refusal, or the packet of a hello.
 const FIXED: usize = 48;
 const PROOF: usize = 32;
 /// The longest reason that is told.
 const MOST_WORDS: usize = 300;
+/// The longest packet that a hello may carry.
+pub(super) const MOST_EARLY: usize = MOST_WORDS;
 /// The longest datagram, within any MTU with its headers.
 pub(super) const MOST: usize = FIXED + MOST_WORDS + PROOF;
 
@@ -28,13 +30,14 @@ pub(super) struct Way {
 /// As it travels.
 pub(super) fn write(secret: &Secret, way: Way, word: &Word) -> Vec<u8> {
     let none = End::none();
-    let (kind, end, reason) = match word {
-        Word::Request(end) => (1, *end, ""),
-        Word::Reply(end) => (2, *end, ""),
-        Word::Acknowledgement => (3, none, ""),
-        Word::Refusal(reason) => (4, none, reason.as_str()),
-        Word::Later => (5, none, ""),
-        Word::Hello => (6, none, ""),
+    let (kind, end, rest): (u32, End, &[u8]) = match word {
+        Word::Request(end) => (1, *end, &[]),
+        Word::Reply(end) => (2, *end, &[]),
+        Word::Acknowledgement => (3, none, &[]),
+        Word::Refusal(reason) => (4, none, cut(reason)),
+        Word::Later => (5, none, &[]),
+        // What is longer goes over the connection.
+        Word::Hello(early) => (6, none, if early.len() > MOST_EARLY { &[] } else { early }),
     };
     let mut bytes = MAGIC.to_vec();
     for number in [way.from, way.to, way.era, kind, end.qp_number, end.psn, end.mtu] {
@@ -42,11 +45,16 @@ pub(super) fn write(secret: &Secret, way: Way, word: &Word) -> Vec<u8> {
     }
     bytes.extend(end.received.to_be_bytes());
     bytes.extend([end.initiator_depth, end.responder_depth, way.lane, 0]);
-    let cut = (0..=reason.len().min(MOST_WORDS)).rev().find(|at| reason.is_char_boundary(*at)).unwrap_or(0);
-    bytes.extend(&reason.as_bytes()[..cut]);
+    bytes.extend(rest);
     let proof = secret.tag(&[&bytes]);
     bytes.extend(proof);
     bytes
+}
+
+/// As much of a reason as is told.
+fn cut(reason: &str) -> &[u8] {
+    let cut = (0..=reason.len().min(MOST_WORDS)).rev().find(|at| reason.is_char_boundary(*at)).unwrap_or(0);
+    &reason.as_bytes()[..cut]
 }
 
 /// What was said, if a rank of this step did; anything else is nobody's.
@@ -72,7 +80,7 @@ pub(super) fn read(secret: &Secret, bytes: &[u8]) -> Option<(Way, Word)> {
         3 => Word::Acknowledgement,
         4 => Word::Refusal(String::from_utf8_lossy(&said[FIXED..]).into_owned()),
         5 => Word::Later,
-        6 => Word::Hello,
+        6 => Word::Hello(said[FIXED..].to_vec()),
         _ => return None,
     };
     Some((Way { from: number(0), to: number(1), lane: said[46], era: number(2) }, word))
@@ -94,7 +102,9 @@ mod tests {
             received: 0x12_3456_789a,
         };
         let refusal = Word::Refusal("ibv_create_qp failed on rxe0: no memory".to_owned());
-        vec![Word::Request(end), Word::Reply(end), Word::Acknowledgement, refusal, Word::Later, Word::Hello]
+        let hellos = [Word::Hello(Vec::new()), Word::Hello(vec![0xff; MOST_EARLY])];
+        let others = [Word::Request(end), Word::Reply(end), Word::Acknowledgement, refusal, Word::Later];
+        others.into_iter().chain(hellos).collect()
     }
 
     #[test]
@@ -112,7 +122,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_another_wrote_or_someone_changed_is_nobodys(which in 0usize..6, place: usize, change in 1u8..) {
+        fn what_another_wrote_or_someone_changed_is_nobodys(which in 0usize..7, place: usize, change in 1u8..) {
             let (secret, way) = (Secret::new([3; 32]), Way { from: 5, to: 6, lane: 0, era: 0 });
             let mut bytes = write(&secret, way, &words()[which]);
             prop_assert_eq!(read(&Secret::new([4; 32]), &bytes), None);
