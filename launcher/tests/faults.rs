@@ -270,7 +270,7 @@ fn flow(job: &Job) {
             Err(error) => {
                 eprintln!("rank {rank} after {longest:.1?}: {error}");
                 // The others are to find out by themselves.
-                std::thread::sleep(Duration::from_secs(1));
+                std::thread::sleep(Duration::from_secs(3));
                 panic!("round {round}");
             }
         }
