@@ -77,7 +77,7 @@ pub use library::{ForkSafety, device_names, fork_safety};
 pub use memory::{Buffer, RemoteWindow, Window};
 pub use mtu::Mtu;
 pub use notice::Event;
-pub use packet_queue::{Kept, Movement, PacketQueue, Polled, Told};
+pub use packet_queue::{Came, EntryPlace, Found, Kept, Movement, PacketQueue, Told};
 pub use packets::{PacketPair, PacketRoom, Packets};
 pub use queue_pair::{Depth, QueuePair, Rejected};
 pub use readback::Readback;

@@ -38,7 +38,7 @@ const TELLS: u32 = ffi::ibv_send_flags::IBV_SEND_SIGNALED.0;
 const RING: u32 = 32;
 const RINGS: usize = (1 << (KIND - RING)) - 1;
 
-/// What a connection that was taken down had under way, and its slots. The next one [goes on](PacketQueue::go_on) with it.
+/// What a connection that was taken down had under way, and its slots. The next one [goes on](PacketQueue::begin) with it.
 #[derive(Debug)]
 pub struct Kept {
     ring: u32,
@@ -61,15 +61,77 @@ pub enum Told<'a> {
     Failed(CompletionError),
 }
 
-/// What [`PacketQueue::poll_for`] has found.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Polled {
+/// What [`PacketQueue::look`] has found.
+#[expect(missing_debug_implementations, reason = "ibv_wc has none")]
+pub enum Found<'a> {
     /// Nothing has happened.
     Nothing,
-    /// Something has, and was taken.
-    Taken,
-    /// It was not.
-    Left,
+    /// A packet came, which must be taken or left.
+    Packet(Came<'a>),
+    /// Something else, of which `poll` tells.
+    Other,
+}
+
+/// A packet that came.
+#[expect(missing_debug_implementations, reason = "ibv_wc has none")]
+#[must_use]
+pub struct Came<'a> {
+    packets: &'a Packets,
+    received: &'a mut VecDeque<ffi::ibv_wc>,
+    slot: &'a mut ReceiveSlot,
+    entry: &'a ffi::ibv_wc,
+}
+
+impl Came<'_> {
+    /// The number of the connection that it came over.
+    #[inline]
+    #[must_use]
+    pub fn pair(&self) -> u32 {
+        self.entry.qp_num
+    }
+
+    /// What came.
+    #[inline]
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        packet(self.packets, self.slot, self.entry)
+    }
+
+    /// It is not needed any more.
+    ///
+    /// # Errors
+    /// [`Error::Call`]: nothing on this port works any more.
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "part of the way of a short message")]
+    pub fn take(self) -> Result<()> {
+        self.packets.post(self.slot)
+    }
+
+    /// [`PacketQueue::poll`] tells of it, and then of what came later.
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "or all of it would go through memory where it is taken, too")]
+    pub fn leave(self) {
+        put_back(self.received, self.entry);
+    }
+}
+
+/// Where [`PacketQueue::look`] puts what it finds.
+#[derive(Debug)]
+pub struct EntryPlace(MaybeUninit<ffi::ibv_wc>);
+
+impl EntryPlace {
+    /// Empty.
+    #[inline]
+    #[must_use]
+    pub fn new() -> Self {
+        Self(MaybeUninit::uninit())
+    }
+}
+
+impl Default for EntryPlace {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 /// Sends and receives on the connections of a port.
@@ -128,7 +190,7 @@ impl PacketQueue {
         }
     }
 
-    /// Sends a packet that is made of two parts. Whether there was a slot for it. The caller sees to it that no connection has more
+    /// Sends a packet that is made of two parts, on a connection that was [begun](Self::begin). Whether there was a slot for it. The caller sees to it that no connection has more
     /// under way than its room. That the packet has arrived is told if it `tells`; else with what is sent later, or
     /// when the device is [asked](Self::ask).
     ///
@@ -150,9 +212,6 @@ impl PacketQueue {
         let most = self.packets.room.packet;
         if length > most {
             return Err(Error::Length { what: "a packet", length, most });
-        }
-        if self.rings.len() <= pair.ring as usize {
-            self.learn();
         }
         let Some(ring) = self.rings.get_mut(pair.ring as usize) else { return Ok(false) };
         let Some(slot) = ring.next() else { return Ok(false) };
@@ -188,13 +247,16 @@ impl PacketQueue {
         Ok(true)
     }
 
-    /// Goes on with what a connection that was taken down had under way: its packets but the first ones, so many, which have arrived, and
-    /// its puts go over this one, in their order.
+    /// Begins to use a connection, which has been made. It goes on with what one that was taken down had under way: its packets but the first
+    /// ones, so many, which have arrived, and its puts go over this one, in their order.
     ///
     /// # Errors
     /// [`Error::Call`]; what was not posted is under way as if it were, until this one is taken down too.
-    #[expect(clippy::needless_pass_by_value, reason = "nobody else goes on with it")]
-    pub fn go_on(&mut self, pair: &mut PacketPair, kept: Kept, arrived: usize) -> Result<()> {
+    pub fn begin(&mut self, pair: &mut PacketPair, kept: Option<Kept>, arrived: usize) -> Result<()> {
+        let Some(kept) = kept else {
+            self.learn();
+            return Ok(());
+        };
         pair.ring = kept.ring;
         let Some(ring) = self.rings.get_mut(kept.ring as usize) else { return Ok(()) };
         for place in ring.go_on(arrived) {
@@ -216,7 +278,7 @@ impl PacketQueue {
         let received = self.received.len().min(BATCH);
         for _ in 0..received {
             if let Some(entry) = self.received.pop_front() {
-                self.tell_received(&entry, all(tell))?;
+                self.tell_received(&entry, tell)?;
             }
         }
         Ok(sent + received)
@@ -238,30 +300,33 @@ impl PacketQueue {
         Ok(entries.len())
     }
 
-    /// Looks for the next that came, for who waits for one thing alone, a few times as long as `goes_on` says so. `tell` says
-    /// whether it has taken what it is told. What it has not, [`poll`](Self::poll) tells again, and then what came later.
+    /// Looks for the next packet that came, for who waits for one thing alone; where there is none, a few times as long as `goes_on` says
+    /// so. `place` is for it. What is no packet is left to [`poll`](Self::poll).
     ///
     /// # Errors
     /// As [`poll`](Self::poll).
-    #[inline]
-    pub fn poll_for(
-        &mut self,
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "as for sends")]
+    pub fn look<'a>(
+        &'a mut self,
         goes_on: impl FnMut() -> bool,
-        tell: impl FnOnce(u32, Told<'_>) -> bool,
-    ) -> Result<Polled> {
-        let mut place = MaybeUninit::uninit();
-        let entry = match self.received.pop_front() {
-            Some(entry) => place.write(entry),
-            None => match self.packets.next_received(goes_on, &mut place)? {
+        place: &'a mut EntryPlace,
+    ) -> Result<Found<'a>> {
+        let Self { packets, receives, received, .. } = self;
+        let entry = match received.pop_front() {
+            Some(entry) => place.0.write(entry),
+            None => match packets.next_received(goes_on, &mut place.0)? {
                 Some(entry) => entry,
-                None => return Ok(Polled::Nothing),
+                None => return Ok(Found::Nothing),
             },
         };
-        if self.tell_received(entry, tell)? {
-            return Ok(Polled::Taken);
+        if entry.status == ffi::ibv_wc_status::IBV_WC_SUCCESS
+            && let Some(slot) = receives.get_mut(entry.wr_id as usize)
+        {
+            return Ok(Found::Packet(Came { packets, received, slot, entry }));
         }
-        self.received.push_front(*entry);
-        Ok(Polled::Left)
+        put_back(received, entry);
+        Ok(Found::Other)
     }
 
     /// How many movements of memory of a connection are over and will be told by `poll`, whatever became of them.
@@ -322,13 +387,7 @@ impl PacketQueue {
         }
     }
 
-    /// Whether what was told was taken; else its slot stays as it is.
-    #[inline]
-    fn tell_received(
-        &mut self,
-        entry: &ffi::ibv_wc,
-        tell: impl FnOnce(u32, Told<'_>) -> bool,
-    ) -> Result<bool> {
+    fn tell_received(&mut self, entry: &ffi::ibv_wc, tell: &mut impl FnMut(u32, Told<'_>)) -> Result<()> {
         let number = entry.wr_id as usize;
         if self.receives.len() <= number {
             self.learn();
@@ -340,28 +399,21 @@ impl PacketQueue {
                 again = self.packets.find_again(number);
                 match &mut again {
                     Some(slot) => slot,
-                    None => return Ok(true),
+                    None => return Ok(()),
                 }
             }
         };
         let told = if entry.status == ffi::ibv_wc_status::IBV_WC_SUCCESS {
-            let length = (entry.byte_len as usize).min(self.packets.room.packet);
-            // SAFETY: the slot has so many initialised bytes (its pages began as zeros). Its receive has completed, so the device writes
-            // there no more until it is posted again, below, when the borrow has ended.
-            let bytes = unsafe { std::slice::from_raw_parts(slot.start, length) };
-            Told::Packet(bytes)
+            Told::Packet(packet(&self.packets, slot, entry))
         } else {
             Told::Failed(failed(&self.packets, entry, Operation::Receive))
         };
-        let was_taken = tell(entry.qp_num, told);
-        if was_taken {
-            self.packets.post(slot)?;
-        }
-        Ok(was_taken)
+        tell(entry.qp_num, told);
+        self.packets.post(slot)
     }
 
     /// Ends a connection that failed, and tells all that has come over it: the peer may know that it has come. What has not arrived,
-    /// as far as anyone can tell here, stays in its slots for the connection that [goes on](Self::go_on) with it.
+    /// as far as anyone can tell here, stays in its slots for the connection that [goes on](Self::begin) with it.
     ///
     /// # Errors
     /// [`Error::Call`].
@@ -389,7 +441,7 @@ impl PacketQueue {
         }
         for entry in std::mem::take(&mut self.received) {
             if entry.qp_num == number {
-                self.tell_received(&entry, all(tell))?;
+                self.tell_received(&entry, tell)?;
             } else {
                 self.received.push_back(entry);
             }
@@ -465,19 +517,25 @@ fn post(pair: &PacketPair, request: &mut ffi::ibv_send_wr) -> Result<()> {
 }
 
 #[cold]
+fn put_back(received: &mut VecDeque<ffi::ibv_wc>, entry: &ffi::ibv_wc) {
+    received.push_front(*entry);
+}
+
+/// The packet that has come into a slot.
+#[inline]
+fn packet<'a>(packets: &Packets, slot: &'a ReceiveSlot, entry: &ffi::ibv_wc) -> &'a [u8] {
+    let length = (entry.byte_len as usize).min(packets.room.packet);
+    // SAFETY: the slot has so many initialised bytes (its pages began as zeros). Its receive has completed, so the device writes there no more
+    // until it is posted again, which takes the slot, so after this borrow has ended.
+    unsafe { std::slice::from_raw_parts(slot.start, length) }
+}
+
+#[cold]
 fn failed(packets: &Packets, entry: &ffi::ibv_wc, operation: Operation) -> CompletionError {
     CompletionError {
         operation,
         device: packets.domain.device().to_owned(),
         status: entry.status,
         vendor_code: entry.vendor_err,
-    }
-}
-
-/// Who takes all that is told.
-fn all<'a>(tell: &'a mut impl FnMut(u32, Told<'_>)) -> impl FnOnce(u32, Told<'_>) -> bool + 'a {
-    move |number, told| {
-        tell(number, told);
-        true
     }
 }

@@ -261,7 +261,8 @@ impl Packets {
     }
 
     /// Gives a slot that holds nothing any more to the device.
-    #[inline]
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "part of the way of a short message")]
     pub(crate) fn post(&self, slot: &mut ReceiveSlot) -> Result<()> {
         let mut bad = std::ptr::null_mut();
         slot.request.sg_list = &raw mut slot.element;
@@ -271,26 +272,47 @@ impl Packets {
         if code == 0 { Ok(()) } else { Error::check(code, "ibv_post_srq_recv", self.domain.device()) }
     }
 
-    /// Looks for a completion of a receive, a few times as long as `goes_on` says so; `place` is for what was found. A pause between looks
-    /// would be for who waits for another core's cache line: here the device writes.
-    #[inline]
+    /// Looks for a completion of a receive, and where there is none a few times as long as `goes_on` says so; `place` is for what was found.
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "part of the way of a short message")]
     pub(crate) fn next_received<'a>(
         &self,
-        mut goes_on: impl FnMut() -> bool,
+        goes_on: impl FnMut() -> bool,
         place: &'a mut MaybeUninit<ffi::ibv_wc>,
     ) -> Result<Option<&'a mut ffi::ibv_wc>> {
+        let mut found = self.look_once(place);
+        if found == 0 {
+            found = self.look_again(goes_on, place);
+        }
+        match found {
+            0 => Ok(None),
+            // SAFETY: ibv_poll_cq filled it.
+            1 => Ok(Some(unsafe { place.assume_init_mut() })),
+            code => Err(self.poll_failed(code)),
+        }
+    }
+
+    /// Of its own: what who calls needs later stays where it is meanwhile. A pause between looks would be for who waits for another core's cache
+    /// line: here the device writes.
+    #[inline(never)]
+    fn look_again(&self, mut goes_on: impl FnMut() -> bool, place: &mut MaybeUninit<ffi::ibv_wc>) -> i32 {
         while goes_on() {
             for _ in 0..LOOKS {
-                // SAFETY: the queue exists until `drop`; there is room for one entry.
-                match unsafe { ffi::ibv_poll_cq(self.received, 1, place.as_mut_ptr()) } {
+                match self.look_once(place) {
                     0 => {}
-                    // SAFETY: ibv_poll_cq filled it.
-                    1 => return Ok(Some(unsafe { place.assume_init_mut() })),
-                    code => return Err(self.poll_failed(code)),
+                    found => return found,
                 }
             }
         }
-        Ok(None)
+        0
+    }
+
+    /// How many completions there are, at most one, or a negative error.
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "part of the way of a short message")]
+    fn look_once(&self, place: &mut MaybeUninit<ffi::ibv_wc>) -> i32 {
+        // SAFETY: the queue exists until `drop`; there is room for one entry.
+        unsafe { ffi::ibv_poll_cq(self.received, 1, place.as_mut_ptr()) }
     }
 
     #[cold]

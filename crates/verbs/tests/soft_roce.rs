@@ -93,11 +93,10 @@ fn packets_have_places_however_many_the_device_has_kept_of_connections_that_fail
             if turn == 0 { packets.pair(1) } else { packets.pair_again(1) }.unwrap()
         });
         port.connect_packets(&a, &b);
-        if let Some([ours, theirs]) = kept.take() {
-            // The packet before counts as arrived, so that there is room.
-            sender.go_on(&mut a, ours, 1).unwrap();
-            receiver.go_on(&mut b, theirs, 0).unwrap();
-        }
+        // The packet before counts as arrived, so that there is room.
+        let [ours, theirs] = kept.take().map_or([None, None], |kept| kept.map(Some));
+        sender.begin(&mut a, ours, 1).unwrap();
+        receiver.begin(&mut b, theirs, 0).unwrap();
         assert!(sender.send(&a, &[turn as u8], &packet, true).unwrap());
         if turn < FAILURES {
             // Soft-RoCE sends a few hundred KiB at most that were not acknowledged: the packet is in the middle.
@@ -135,8 +134,9 @@ fn packets_that_do_not_tell_are_told_of_with_one_that_does_or_when_asked() {
         connections: 1,
     };
     let [mut sender, receiver] = [(); 2].map(|()| PacketQueue::create(&port.domain, room).unwrap());
-    let [a, b] = [&sender, &receiver].map(|queue| queue.packets().pair(1).unwrap());
+    let [mut a, b] = [&sender, &receiver].map(|queue| queue.packets().pair(1).unwrap());
     port.connect_packets(&a, &b);
+    sender.begin(&mut a, None, 0).unwrap();
     let told = |sender: &mut PacketQueue| {
         std::thread::sleep(Duration::from_millis(50));
         let mut counts = Vec::new();
@@ -171,7 +171,7 @@ fn packets_that_do_not_tell_are_told_of_with_one_that_does_or_when_asked() {
     let mut a = sender.packets().pair_again(1).unwrap();
     let b = receiver.packets().pair_again(1).unwrap();
     port.connect_packets(&a, &b);
-    sender.go_on(&mut a, kept, 1).unwrap();
+    sender.begin(&mut a, Some(kept), 1).unwrap();
     assert_eq!(told(&mut sender), [1, 1]);
     assert!(send(&mut sender, &a, &[false, false, false, true]));
     assert_eq!(told(&mut sender), [4]);

@@ -9,7 +9,7 @@ use crate::collectives::Nodes;
 use crate::error::{Error, Result};
 use crate::messages::engine::{Engine, Received};
 use crate::messages::lent::{Lent, LentMut};
-use crate::messages::matching::{Context, Wanted};
+use crate::messages::matching::{Context, Label, Wanted};
 use crate::messages::request::Request;
 use crate::messages::scope::Scope;
 use crate::messages::select::{Source, Status, Tag};
@@ -201,6 +201,7 @@ impl Communicator {
     ///
     /// # Errors
     /// As [`send`](Self::send), and [`Error::TooLong`], [`Error::Uneven`].
+    #[inline]
     pub fn receive<T: Pod>(
         &self,
         from: impl Into<Source>,
@@ -224,10 +225,29 @@ impl Communicator {
     ) -> Result<Status> {
         let wanted = self.wanted("receive", from, tag)?;
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(data);
+        if let Wanted { source: Some(peer), tag: Some(tag) } = wanted
+            && self.world.is_by_nic(peer)
+            && let Some(length) = self.world.receive_by_nic(context, peer, tag, bytes)
+        {
+            return self.status::<T>(Received { label: Label { source: peer, tag }, length });
+        }
+        self.receive_otherwise::<T>(context, wanted.source, wanted.tag, bytes)
+    }
+
+    /// Within a node, or with an operation.
+    #[inline(never)]
+    fn receive_otherwise<T>(
+        &self,
+        context: Context,
+        source: Option<u32>,
+        tag: Option<u32>,
+        bytes: &mut [u8],
+    ) -> Result<Status> {
+        let wanted = Wanted { source, tag };
         if let Some(received) = self.world.receive_soon(context, wanted, bytes) {
             return self.status::<T>(received);
         }
-        self.receive_later(context, wanted.source, tag, bytes).and_then(|received| match received {
+        self.receive_later(context, wanted, bytes).and_then(|received| match received {
             Some(received) => self.status::<T>(received),
             // Only sends are over without having received.
             None => Ok(Status { source: u32::MAX, tag: 0, length: 0 }),
@@ -236,16 +256,10 @@ impl Communicator {
 
     /// Receives with an operation.
     #[inline(never)]
-    fn receive_later(
-        &self,
-        context: Context,
-        source: Option<u32>,
-        tag: Tag,
-        bytes: &mut [u8],
-    ) -> Result<Option<Received>> {
-        let (room, wanted) = (bytes.len(), Wanted { source, tag: tag.0 });
+    fn receive_later(&self, context: Context, wanted: Wanted, bytes: &mut [u8]) -> Result<Option<Received>> {
+        let (room, Wanted { source, tag }) = (bytes.len(), wanted);
         let operation = self.world.start_receive(context, wanted, lend_mut(bytes))?;
-        let what = Described { what: "a receive", peer: source, tag, world: &self.world };
+        let what = Described { what: "a receive", peer: source, tag: Tag(tag), world: &self.world };
         self.world.wait(operation, room, &what)
     }
 

@@ -5,6 +5,7 @@
 //! pieces. It accepts too where the sender does nothing but wait: two that copy at the same time are faster than one.
 
 mod arrivals;
+mod by_nic;
 mod core;
 mod departures;
 mod operation;
@@ -89,14 +90,28 @@ impl<T: Transport> Engine<T> {
     /// The way of short messages, where nothing stands in it. Whether it is over.
     #[inline]
     pub(crate) fn send_soon(&mut self, context: Context, peer: u32, tag: u32, bytes: &[u8]) -> bool {
+        peer != self.core.rank
+            && self.may_send(bytes.len())
+            && self.transport.send_short(peer, &Header::eager(context, tag, bytes.len()), bytes)
+    }
+
+    /// Is a message short, and does nothing stand in its way?
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "each call lengthens the way of a short message")]
+    fn may_send(&self, length: usize) -> bool {
         let core = &self.core;
-        if bytes.len() > T::SHORT || peer == core.rank || !core.outgoing.is_empty() || !core.broken.is_empty()
-        {
-            return false;
-        }
-        let length = bytes.len() as u64;
-        let header = Header { kind: Kind::Eager as u32, context, tag, operation: 0, length };
-        self.transport.send_short(peer, &header, bytes)
+        length <= T::SHORT && core.outgoing.is_empty() && core.broken.is_empty()
+    }
+
+    /// Has nobody but this receive a claim to what comes next from a peer? Others could have the first one to it, or to this receive; and
+    /// what is to be sent must not be forgotten meanwhile.
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "each call lengthens the way of a short message")]
+    fn may_receive(&mut self, context: Context, peer: u32) -> bool {
+        (self.core.matching.nothing_waits()
+            || self.core.matching.is_empty(context)
+            || self.serve_earlier(context, peer))
+            && self.core.outgoing.is_empty()
     }
 
     /// Starts to send what [`send_soon`](Self::send_soon) has not sent; `None` if it is over already. `waits` says that the caller does nothing
@@ -165,22 +180,13 @@ impl<T: Transport> Engine<T> {
         looks: u32,
     ) -> Option<Received> {
         let peer = wanted.source?;
-        // Others could have the first claim to it, or to this receive; and what is to be sent must not be forgotten meanwhile.
-        if peer == self.core.rank
-            || !self.core.matching.nothing_waits()
-                && !self.core.matching.is_empty(context)
-                && !self.serve_earlier(context, peer)
-            || !self.core.outgoing.is_empty()
-        {
+        if peer == self.core.rank || !self.may_receive(context, peer) {
             return None;
         }
         let mut taken = (0, 0);
         let told = &mut taken;
         let looked = self.transport.look_for(peer, looks, &mut move |header, payload| {
-            let fits = header.kind == Kind::Eager as u32
-                && header.context == context
-                && wanted.tag.is_none_or(|tag| tag == header.tag)
-                && header.length == payload.len() as u64;
+            let fits = header.is_whole(context, wanted.tag, payload.len());
             let Some(to) = room.get_mut(..payload.len()).filter(|_| fits) else { return false };
             payload.copy_to(to);
             *told = (header.tag, payload.len());

@@ -45,6 +45,8 @@ const TICKS_NEWS: u64 = 2048;
 pub(crate) struct World {
     pub(crate) rank: u32,
     engine: RefCell<Engine<Transports>>,
+    /// By rank: is it reached by NIC? That way of short messages has its own code.
+    by_nic: Box<[bool]>,
     exchange: RefCell<Option<Bootstrap>>,
     /// Every rank's node, for messages.
     nodes: Vec<String>,
@@ -57,6 +59,8 @@ pub(crate) struct World {
     left: RefCell<Vec<(Operation, Box<dyn Any>)>>,
     /// Looks that find nothing before others get the CPU.
     spins: u32,
+    /// Looks at one peer alone.
+    looks: u32,
     /// [`TICKS`] or [`TICKS_FAR`].
     ticks_between: u64,
     /// No communicator that this rank knows has this context or a higher one.
@@ -85,6 +89,7 @@ impl World {
         let nodes = (0..exchange.size()).map(|rank| exchange.node_of(rank).to_owned()).collect();
         Self {
             rank,
+            by_nic: transports.by_nic(),
             engine: RefCell::new(Engine::new(rank, transports)),
             exchange: RefCell::new(Some(exchange)),
             nodes,
@@ -93,6 +98,7 @@ impl World {
             is_over: Cell::new(false),
             left: RefCell::default(),
             spins,
+            looks: if spins == 0 { 1 } else { MOMENT },
             ticks_between,
             next_context: Cell::new(2),
             windows: RefCell::default(),
@@ -160,9 +166,56 @@ impl World {
     }
 
     /// Sends a short message, if that is possible at once: one call, with its result in a register.
-    #[inline(never)]
+    #[inline]
     pub(crate) fn send_soon(&self, context: Context, peer: u32, tag: u32, bytes: &[u8]) -> bool {
+        if self.is_by_nic(peer) {
+            self.send_by_nic(context, peer, tag, bytes)
+        } else {
+            self.send_near(context, peer, tag, bytes)
+        }
+    }
+
+    #[inline(never)]
+    fn send_near(&self, context: Context, peer: u32, tag: u32, bytes: &[u8]) -> bool {
         !self.is_over.get() && self.engine.borrow_mut().send_soon(context, peer, tag, bytes)
+    }
+
+    /// Whether a rank is reached by NIC.
+    #[inline]
+    pub(crate) fn is_by_nic(&self, peer: u32) -> bool {
+        self.by_nic.get(peer as usize) == Some(&true)
+    }
+
+    #[inline(never)]
+    fn send_by_nic(&self, context: Context, peer: u32, tag: u32, bytes: &[u8]) -> bool {
+        if self.is_over.get() {
+            return false;
+        }
+        let is_sent = self.engine.borrow_mut().send_by_nic(context, peer, tag, bytes);
+        is_sent || self.send_with_room(context, peer, tag, bytes)
+    }
+
+    /// The same after a look for room. Not a part of it, or what is needed here would go through memory there.
+    #[cold]
+    #[inline(never)]
+    fn send_with_room(&self, context: Context, peer: u32, tag: u32, bytes: &[u8]) -> bool {
+        self.with_engine(|engine| engine.find_room(peer) && engine.send_by_nic(context, peer, tag, bytes))
+    }
+
+    /// Waits a moment for a message that comes next from a peer that is reached by NIC, as [`receive_soon`](Self::receive_soon), but for any
+    /// tags. Its length.
+    #[inline(never)]
+    pub(crate) fn receive_by_nic(
+        &self,
+        context: Context,
+        peer: u32,
+        tag: u32,
+        room: &mut [u8],
+    ) -> Option<usize> {
+        if self.is_over.get() {
+            return None;
+        }
+        self.engine.borrow_mut().receive_by_nic(context, peer, tag, room, self.looks)
     }
 
     /// Starts to send what [`send_soon`](Self::send_soon) has not sent.
@@ -187,7 +240,7 @@ impl World {
         reason = "each call and each result in memory lengthens the way of a short message"
     )]
     pub(crate) fn receive_soon(&self, context: Context, wanted: Wanted, room: &mut [u8]) -> Option<Received> {
-        self.look_for(context, wanted, room, if self.spins == 0 { 1 } else { MOMENT })
+        self.look_for(context, wanted, room, self.looks)
     }
 
     /// Takes a message that has come, and comes next from its source, without an operation. `None` where it takes one.

@@ -51,6 +51,23 @@ pub(crate) struct Header {
     pub(crate) length: u64,
 }
 
+impl Header {
+    /// Of a message in one packet.
+    #[inline]
+    pub(crate) fn eager(context: u32, tag: u32, length: usize) -> Self {
+        Self { kind: Kind::Eager as u32, context, tag, operation: 0, length: length as u64 }
+    }
+
+    /// Is it of a message in one packet with so much payload, of this context and tag?
+    #[inline]
+    pub(crate) fn is_whole(&self, context: u32, tag: Option<u32>, payload: usize) -> bool {
+        self.kind == Kind::Eager as u32
+            && self.context == context
+            && tag.is_none_or(|tag| tag == self.tag)
+            && self.length == payload as u64
+    }
+}
+
 /// The most rails that two ranks use together.
 pub(crate) const LANES: usize = 8;
 

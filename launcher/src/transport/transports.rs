@@ -16,7 +16,7 @@ use crate::rail;
 use crate::transport::header::LANES;
 use crate::transport::shared_memory::{self, SharedMemory};
 use crate::transport::tcp::{self, Listening, Peers, Place, Tcp};
-use crate::transport::verbs::{self, Class, Rail, Verbs};
+use crate::transport::verbs::{self, Class, Rail, Take, Verbs};
 use crate::transport::{Broken, Fetched, Header, Look, Payload, Place as Offered, Shown, There, Transport};
 use crate::windows::Memory;
 
@@ -76,6 +76,15 @@ enum Way {
     Tcp(String),
     /// None, and why.
     None(&'static str),
+}
+
+/// Takes what a closure does.
+struct Closure<'a, F>(&'a mut F);
+
+impl<F: FnMut(&Header, Payload<'_>) -> bool> Take for Closure<'_, F> {
+    fn take(&mut self, header: &Header, payload: &[u8]) -> bool {
+        (self.0)(header, payload.into())
+    }
 }
 
 /// All transports of a rank.
@@ -257,6 +266,31 @@ impl Transports {
         }
     }
 
+    /// Which ranks are reached by NIC. That does not change.
+    pub(crate) fn by_nic(&self) -> Box<[bool]> {
+        self.ways.iter().map(|way| matches!(way, Way::Verbs)).collect()
+    }
+
+    /// For who knows that a rank is reached by NIC, and has no time to look for its way.
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "part of the way of a short message")]
+    pub(crate) fn verbs(&mut self) -> Option<&mut Verbs> {
+        self.verbs.as_deref_mut()
+    }
+
+    #[inline(never)]
+    fn look_by_nic(
+        &mut self,
+        peer: u32,
+        looks: u32,
+        take: &mut impl FnMut(&Header, Payload<'_>) -> bool,
+    ) -> Look {
+        match &mut self.verbs {
+            Some(verbs) => verbs.look_at(peer, looks, &mut Closure(take)),
+            None => Look::Poll,
+        }
+    }
+
     /// Inlined it would lengthen the way of short messages within a node.
     #[inline(never)]
     fn send_short_otherwise(&mut self, peer: u32, header: &Header, payload: &[u8]) -> bool {
@@ -315,10 +349,10 @@ impl Transport for Transports {
         looks: u32,
         take: &mut impl FnMut(&Header, Payload<'_>) -> bool,
     ) -> Result<Look, Broken> {
-        match (self.ways.get(peer as usize), &mut self.shared, &mut self.verbs) {
-            (Some(Way::Shared | Way::SharedLater(_)), Some(shared), _) => shared.look_for(peer, looks, take),
+        match (self.ways.get(peer as usize), &mut self.shared) {
+            (Some(Way::Shared | Way::SharedLater(_)), Some(shared)) => shared.look_for(peer, looks, take),
             // A call: inlined it would lengthen the way within a node.
-            (Some(Way::Verbs), _, Some(verbs)) => Ok(verbs.look_at(peer, looks, take)),
+            (Some(Way::Verbs), _) => Ok(self.look_by_nic(peer, looks, take)),
             _ => Ok(Look::Poll),
         }
     }
@@ -336,9 +370,8 @@ impl Transport for Transports {
     #[inline(always)]
     #[expect(clippy::inline_always, reason = "as look_for")]
     fn send_short(&mut self, peer: u32, header: &Header, payload: &[u8]) -> bool {
-        match (self.ways.get(peer as usize), &mut self.shared, &mut self.verbs) {
-            (Some(Way::Shared), Some(shared), _) => shared.send_short(peer, header, payload),
-            (Some(Way::Verbs), _, Some(verbs)) => verbs.send_at_once(peer, header, payload),
+        match (self.ways.get(peer as usize), &mut self.shared) {
+            (Some(Way::Shared), Some(shared)) => shared.send_short(peer, header, payload),
             _ => self.send_short_otherwise(peer, header, payload),
         }
     }

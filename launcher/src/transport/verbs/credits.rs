@@ -32,13 +32,11 @@ impl Credits {
 
     /// The peer gave so many back. Whether it had so many.
     pub(super) fn earn(&mut self, count: u16) -> bool {
-        match self.left.checked_add(count) {
-            Some(left) if left <= ALL => {
-                self.left = left;
-                true
-            }
-            _ => false,
+        let left = u32::from(self.left) + u32::from(count);
+        if left <= u32::from(ALL) {
+            self.left = left as u16;
         }
+        left <= u32::from(ALL)
     }
 
     /// A packet of the peer has come, and its place is empty again. Whether the peer had a credit for it.

@@ -127,9 +127,7 @@ impl Verbs {
         };
         link.arrived += arrived as u64;
         // In the order in which they were sent first, so who hears of a put by a packet finds it.
-        if let Some(kept) = link.kept.take()
-            && let Err(error) = queue.go_on(&mut pair, kept, arrived)
-        {
+        if let Err(error) = queue.begin(&mut pair, link.kept.take(), arrived) {
             self.failed.push_back((rank, Failure::of_connection(chain(&error)).over(lane)));
         }
         link.state = State::Up(pair);

@@ -53,37 +53,40 @@ impl Verbs {
 
     /// Sends a packet on a connection that stands, if there is room: once more after a look, for what has arrived is not looked at before a
     /// slot is needed. If the device refuses, the next poll makes another connection.
+    pub(crate) fn send(&mut self, peer: u32, header: &Header, payload: &[u8], gives_only: bool) -> bool {
+        self.send_now(peer, header, payload, gives_only)
+            || self.find_room(peer) && self.send_now(peer, header, payload, gives_only)
+    }
+
+    /// The same without a look: nothing is called but the device.
     #[inline(always)]
     #[expect(clippy::inline_always, reason = "few callers, of which one is the way of short messages")]
-    pub(super) fn send(&mut self, peer: u32, header: &Header, payload: &[u8], gives_only: bool) -> bool {
-        loop {
-            let Some(Some(link)) = self.links.get_mut(peer as usize) else { return false };
-            let link: &mut Link = link;
-            let State::Up(pair) = &link.state else { return false };
-            if !gives_only && !link.credits.any() {
-                return false;
+    pub(crate) fn send_now(&mut self, peer: u32, header: &Header, payload: &[u8], gives_only: bool) -> bool {
+        let Some(Some(link)) = self.links.get_mut(peer as usize) else { return false };
+        let link: &mut Link = link;
+        let State::Up(pair) = &link.state else { return false };
+        if !gives_only && !link.credits.any() {
+            return false;
+        }
+        let Some(queue) = self.queues.get_mut(link.port) else { return false };
+        let number = link.sent as u32;
+        let given = link.credits.due();
+        let head = Head { given, is_only_that: u16::from(gives_only), number, header: *header };
+        let tells = link.sent % TELLS == TELLS - 1 || payload.len() > SHORT;
+        match queue.send::<HEAD>(pair, bytemuck::cast_ref(&head), payload, tells) {
+            Ok(true) => {
+                link.sent += 1;
+                link.credits.gave();
+                if !gives_only {
+                    link.credits.spend();
+                    link.last = link.sent;
+                }
+                true
             }
-            let Some(queue) = self.queues.get_mut(link.port) else { return false };
-            let number = link.sent as u32;
-            let given = link.credits.due();
-            let head = Head { given, is_only_that: u16::from(gives_only), number, header: *header };
-            let tells = link.sent % TELLS == TELLS - 1 || payload.len() > SHORT;
-            match queue.send::<HEAD>(pair, bytemuck::cast_ref(&head), payload, tells) {
-                Ok(true) => {
-                    link.sent += 1;
-                    link.credits.gave();
-                    if !gives_only {
-                        link.credits.spend();
-                        link.last = link.sent;
-                    }
-                    return true;
-                }
-                Ok(false) if self.find_room(peer) => {}
-                Ok(false) => return false,
-                Err(error) => {
-                    self.has_failed(peer, &error);
-                    return false;
-                }
+            Ok(false) => false,
+            Err(error) => {
+                self.has_failed(peer, &error);
+                false
             }
         }
     }
@@ -96,11 +99,19 @@ impl Verbs {
 
     /// Takes back the slots of what has arrived. Whether there was any.
     #[cold]
-    pub(super) fn find_room(&mut self, peer: u32) -> bool {
+    pub(crate) fn find_room(&mut self, peer: u32) -> bool {
         let Some(Some(link)) = self.links.get(peer as usize) else { return false };
-        let port = link.port;
+        let (port, State::Up(pair)) = (link.port, &link.state) else { return false };
+        let own = pair.number();
         let Self { queues, peers, links, failed, transfers, got, .. } = self;
         let found = queues[port].poll_sent(&mut |number, told| {
+            // Nearly always.
+            if let (Told::Sent(count), true, Some(Some(link))) =
+                (&told, number == own, links.get_mut(peer as usize))
+            {
+                link.arrived += *count as u64;
+                return;
+            }
             let Some(rank) = peers[port].get(&number).copied() else { return };
             let Some(Some(link)) = links.get_mut(rank as usize) else { return };
             let Some(lane) = link.lane_at(port) else { return };

@@ -1,26 +1,30 @@
 //! The way of short messages that are waited for. Whatever stands in it, the ordinary way finds again.
 //!
-//! Each is one call from the engine, with a result in a register; what is called on the way is inlined. All instructions that are not the
-//! device's are here and in [`PacketQueue`](roce_verbs::PacketQueue).
+//! What is called on it is inlined in one function for each direction, of [`World`](crate::messages::World). All instructions that are not the
+//! device's are there, and where communicators call them.
 
-use roce_verbs::{Polled, Told};
+use roce_verbs::{EntryPlace, Found};
 
 use super::Verbs;
 use super::link::{Link, NONSENSE, State};
 use super::mend::Failure;
 use crate::error::chain;
-use crate::transport::{Header, Look, Payload};
+use crate::transport::{Header, Look};
+
+/// Who takes a packet or not. No closure, for those are not always inlined.
+pub(crate) trait Take {
+    fn take(&mut self, header: &Header, payload: &[u8]) -> bool;
+}
 
 impl Verbs {
     /// Looks for the next packet of one peer alone, as [`Transport::look_for`](crate::transport::Transport::look_for) says. Each look
     /// polls a few times.
-    #[inline(never)]
-    pub(crate) fn look_at(
-        &mut self,
-        peer: u32,
-        looks: u32,
-        take: &mut impl FnMut(&Header, Payload<'_>) -> bool,
-    ) -> Look {
+    #[inline(always)]
+    #[expect(
+        clippy::inline_always,
+        reason = "each call and each result in memory lengthens the way of a short message"
+    )]
+    pub(crate) fn look_at(&mut self, peer: u32, looks: u32, take: &mut impl Take) -> Look {
         // Together, and so by one branch.
         let is_idle = self.broken.is_empty()
             & self.due.is_empty()
@@ -35,44 +39,53 @@ impl Verbs {
             return Look::Poll;
         }
         let number = pair.number();
-        let (mut left, mut taken, mut makes_sense) = (looks, false, true);
+        let mut left = looks;
         let goes_on = || {
             let goes_on = left > 0 && !self.desk.has_news();
             left = left.wrapping_sub(1);
             goes_on
         };
-        let polled = queue.poll_for(goes_on, |from, told| {
-            let Told::Packet(bytes) = told else { return false };
-            let Some((head, payload)) = Link::split(bytes) else { return false };
-            taken = from == number
-                && head.is_only_that == 0
-                && link.is_next(&head)
-                && take(&head.header, payload.into());
-            if taken {
-                makes_sense = link.count_next(&head);
-            }
-            taken
-        });
-        match polled {
-            Ok(Polled::Taken) => {}
-            Ok(Polled::Nothing) => return Look::Nothing,
-            // The program has its message, but the device not the place.
-            Err(error) if taken => self.failed.push_back((peer, Failure::of_connection(chain(&error)))),
+        let mut place = EntryPlace::new();
+        let came = match queue.look(goes_on, &mut place) {
+            Ok(Found::Packet(came)) => came,
+            Ok(Found::Nothing) => return Look::Nothing,
             // Who polls is told the same again.
-            Ok(Polled::Left) | Err(_) => return Look::Poll,
+            Ok(Found::Other) | Err(_) => return Look::Poll,
+        };
+        let Some((head, payload)) = Link::split(came.bytes()) else {
+            came.leave();
+            return Look::Poll;
+        };
+        let is_taken = came.pair() == number
+            && head.is_only_that == 0
+            && link.is_next(&head)
+            && take.take(&head.header, payload);
+        if !is_taken {
+            came.leave();
+            return Look::Poll;
         }
-        if link.credits.is_due() {
-            self.due.insert(peer);
-        }
-        if !makes_sense {
-            self.failed.push_back((peer, Failure::of_peer(NONSENSE)));
+        let makes_sense = link.count_next(&head);
+        let is_due = link.credits.is_due();
+        let posted = came.take();
+        if posted.is_err() | !makes_sense | is_due {
+            self.after_taking(peer, posted, makes_sense, is_due);
         }
         Look::Taken
     }
 
-    /// Sends a packet, if that is possible at once.
+    /// What is seldom to be done when a packet was taken.
+    #[cold]
     #[inline(never)]
-    pub(crate) fn send_at_once(&mut self, peer: u32, header: &Header, payload: &[u8]) -> bool {
-        self.send(peer, header, payload, false)
+    fn after_taking(&mut self, peer: u32, posted: roce_verbs::Result<()>, makes_sense: bool, is_due: bool) {
+        // The program has its message, if the device not the place.
+        if let Err(error) = posted {
+            self.failed.push_back((peer, Failure::of_connection(chain(&error))));
+        }
+        if !makes_sense {
+            self.failed.push_back((peer, Failure::of_peer(NONSENSE)));
+        }
+        if is_due {
+            self.due.insert(peer);
+        }
     }
 }
