@@ -119,9 +119,13 @@ impl Desk {
         self.bell.as_fd()
     }
 
+    /// For the thread: the bell was heard. What is wished from here on rings it again.
+    pub(super) fn hush(&self) {
+        let _ = self.bell.read();
+    }
+
     /// For the thread.
     pub(super) fn take_wishes(&self) -> Vec<Wish> {
-        let _ = self.bell.read();
         std::mem::take(&mut lock(&self.wishes))
     }
 

@@ -185,6 +185,9 @@ impl Service {
         let mut all: Vec<PollFd> = std::iter::once(bell).chain(of_ports).collect();
         // An error here is an interruption, or too little memory: looking again is right.
         let _ = poll(&mut all, timeout);
+        if all.first().and_then(PollFd::any) == Some(true) {
+            self.desk.hush();
+        }
     }
 
     /// Until none comes, for the next one is often here when one has been answered; but something else may be due too.
@@ -488,4 +491,37 @@ fn first_addresses(rank: u32, routes: &[Vec<Route>], ports: usize) -> Vec<Route>
         after.iter().chain(before).flatten().filter(|route| is_first(route)).cloned().collect();
     first.reverse();
     first
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_looked_up_of_those_that_follow_once_each_and_not_too_many() {
+        let route = |rank: u32, port: usize| {
+            let mut gid = Gid::default();
+            // Two ranks of a node have one.
+            gid.0[12..].copy_from_slice(&(rank / 2).to_be_bytes());
+            Route { port, gid, number: rank, key: 0 }
+        };
+        let of = |rank: u32, size: u32| {
+            let routes: Vec<Vec<Route>> =
+                (0..size)
+                    .map(|other| {
+                        if other / 2 == rank / 2 {
+                            Vec::new()
+                        } else {
+                            vec![route(other, 0), route(other, 1)]
+                        }
+                    })
+                    .collect();
+            let first = first_addresses(rank, &routes, 2);
+            first.iter().rev().map(|route| (route.number, route.port)).collect::<Vec<_>>()
+        };
+        assert_eq!(of(2, 6), [(4, 0), (4, 1), (0, 0), (0, 1)]);
+        assert_eq!(of(5, 6), [(0, 0), (0, 1), (2, 0), (2, 1)]);
+        let many = of(9, 1000);
+        assert_eq!((many.len(), many[0], many[1]), (2 * ADDRESSES, (10, 0), (10, 1)));
+    }
 }
