@@ -201,7 +201,11 @@ impl Communicator {
     ///
     /// # Errors
     /// As [`send`](Self::send), and [`Error::TooLong`], [`Error::Uneven`].
-    #[inline]
+    #[inline(always)]
+    #[expect(
+        clippy::inline_always,
+        reason = "part of the way of a short message, the rest of which is two functions"
+    )]
     pub fn receive<T: Pod>(
         &self,
         from: impl Into<Source>,
@@ -226,15 +230,14 @@ impl Communicator {
         let wanted = self.wanted("receive", from, tag)?;
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(data);
         if let Wanted { source: Some(peer), tag: Some(tag) } = wanted
-            && self.world.is_by_nic(peer)
-            && let Some(length) = self.world.receive_by_nic(context, peer, tag, bytes)
+            && let Some(length) = self.world.receive_short(context, peer, tag, bytes)
         {
             return self.status::<T>(Received { label: Label { source: peer, tag }, length });
         }
         self.receive_otherwise::<T>(context, wanted.source, wanted.tag, bytes)
     }
 
-    /// Within a node, or with an operation.
+    /// From whoever or with any tag, or with an operation.
     #[inline(never)]
     fn receive_otherwise<T>(
         &self,
@@ -244,7 +247,9 @@ impl Communicator {
         bytes: &mut [u8],
     ) -> Result<Status> {
         let wanted = Wanted { source, tag };
-        if let Some(received) = self.world.receive_soon(context, wanted, bytes) {
+        if wanted.tag.is_none()
+            && let Some(received) = self.world.receive_soon(context, wanted, bytes)
+        {
             return self.status::<T>(received);
         }
         self.receive_later(context, wanted, bytes).and_then(|received| match received {

@@ -5,10 +5,10 @@
 //! pieces. It accepts too where the sender does nothing but wait: two that copy at the same time are faster than one.
 
 mod arrivals;
-mod by_nic;
 mod core;
 mod departures;
 mod operation;
+mod short;
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -17,10 +17,11 @@ use self::core::Core;
 use self::departures::send_unasked;
 pub(crate) use self::operation::{Failure, Operation, Outcome, Received};
 use self::operation::{Fetch, Outgoing, Progress, Reading, State, Waiting, What};
+use self::short::Message;
 use crate::messages::lent::{Lent, LentMut};
 use crate::messages::matching::{Context, Label, Wanted};
 use crate::messages::watch::{self, Rounds};
-use crate::transport::{Broken, Fetched, Header, Kind, Look, Shown, There, Transport, Transports};
+use crate::transport::{Broken, Fetched, Header, Kind, Look, Payload, Shown, There, Transport, Transports};
 use crate::windows::Memory;
 use crate::windows::remote::Windows;
 
@@ -130,8 +131,7 @@ impl<T: Transport> Engine<T> {
             return Err(Failure::Broken(broken.clone()));
         }
         let bytes = memory.bytes();
-        let header =
-            Header { kind: Kind::Eager as u32, context, tag, operation: 0, length: bytes.len() as u64 };
+        let header = Header::eager(context, tag, bytes.len());
         if peer == core.rank {
             core.take_message(header, Label { source: peer, tag }, bytes.into());
             return Ok(None);
@@ -183,18 +183,12 @@ impl<T: Transport> Engine<T> {
         if peer == self.core.rank || !self.may_receive(context, peer) {
             return None;
         }
-        let mut taken = (0, 0);
-        let told = &mut taken;
-        let looked = self.transport.look_for(peer, looks, &mut move |header, payload| {
-            let fits = header.is_whole(context, wanted.tag, payload.len());
-            let Some(to) = room.get_mut(..payload.len()).filter(|_| fits) else { return false };
-            payload.copy_to(to);
-            *told = (header.tag, payload.len());
-            true
-        });
-        let (tag, length) = taken;
-        match looked {
-            Ok(Look::Taken) => Some(Received { label: Label { source: peer, tag }, length }),
+        let mut message = Message::new(context, wanted.tag, room);
+        match self.transport.look_for(peer, looks, &mut message) {
+            Ok(Look::Taken) => {
+                let (tag, length) = message.taken;
+                Some(Received { label: Label { source: peer, tag }, length })
+            }
             Ok(Look::Nothing | Look::Poll) => None,
             Err(broken) => {
                 self.core.lose(&broken);
@@ -204,13 +198,14 @@ impl<T: Transport> Engine<T> {
     }
 
     /// Lets receives that wait have what has come from a peer. Whether nothing waits in their context any more.
+    #[inline(never)]
     fn serve_earlier(&mut self, context: Context, peer: u32) -> bool {
         for _ in 0..TURN {
             if !self.core.matching.only_receives_wait(context) {
                 break;
             }
             let core = &mut self.core;
-            let looked = self.transport.look_for(peer, 1, &mut |header, payload| {
+            let looked = self.transport.look_for(peer, 1, &mut |header: &Header, payload: Payload<'_>| {
                 core.take(peer, header, payload);
                 true
             });
@@ -475,8 +470,7 @@ impl<T: Transport> Engine<T> {
 
     /// Sends a short message that nobody waits for.
     pub(crate) fn notify(&mut self, context: Context, peer: u32, tag: u32, bytes: &[u8]) {
-        let header =
-            Header { kind: Kind::Eager as u32, context, tag, operation: 0, length: bytes.len() as u64 };
+        let header = Header::eager(context, tag, bytes.len());
         self.core.queue(peer, Outgoing::Packet(header, bytes.to_vec()));
         self.send_outgoing();
     }

@@ -202,16 +202,31 @@ impl World {
         self.with_engine(|engine| engine.find_room(peer) && engine.send_by_nic(context, peer, tag, bytes))
     }
 
-    /// Waits a moment for a message that comes next from a peer that is reached by NIC, as [`receive_soon`](Self::receive_soon), but for any
-    /// tags. Its length.
-    #[inline(never)]
-    pub(crate) fn receive_by_nic(
+    /// Waits a moment for a message that comes next from a peer, which takes no operation: one call, with its result in registers. Its
+    /// length.
+    #[inline]
+    pub(crate) fn receive_short(
         &self,
         context: Context,
         peer: u32,
         tag: u32,
         room: &mut [u8],
     ) -> Option<usize> {
+        if self.is_by_nic(peer) {
+            self.receive_by_nic(context, peer, tag, room)
+        } else {
+            self.receive_near(context, peer, tag, room)
+        }
+    }
+
+    #[inline(never)]
+    fn receive_near(&self, context: Context, peer: u32, tag: u32, room: &mut [u8]) -> Option<usize> {
+        let wanted = Wanted { source: Some(peer), tag: Some(tag) };
+        self.look_for(context, wanted, room, self.looks).map(|received| received.length)
+    }
+
+    #[inline(never)]
+    fn receive_by_nic(&self, context: Context, peer: u32, tag: u32, room: &mut [u8]) -> Option<usize> {
         if self.is_over.get() {
             return None;
         }

@@ -90,6 +90,19 @@ impl There {
     }
 }
 
+/// Takes packets or not. What is to be inlined for sure is no closure, but has a type of its own.
+pub(crate) trait Take {
+    /// Whether it has taken it.
+    fn take(&mut self, header: &Header, payload: Payload<'_>) -> bool;
+}
+
+impl<F: FnMut(&Header, Payload<'_>) -> bool> Take for F {
+    #[inline]
+    fn take(&mut self, header: &Header, payload: Payload<'_>) -> bool {
+        self(header, payload)
+    }
+}
+
 pub(crate) trait Transport {
     /// Messages up to so many bytes fit into one packet to every peer.
     const SHORT: usize = 0;
@@ -132,12 +145,7 @@ pub(crate) trait Transport {
     ///
     /// # Errors
     /// As [`poll`](Self::poll).
-    fn look_for(
-        &mut self,
-        _peer: u32,
-        _looks: u32,
-        _take: &mut impl FnMut(&Header, Payload<'_>) -> bool,
-    ) -> Result<Look, Broken> {
+    fn look_for(&mut self, _peer: u32, _looks: u32, _take: &mut impl Take) -> Result<Look, Broken> {
         Ok(Look::Poll)
     }
 

@@ -39,7 +39,8 @@ impl Payload<'_> {
     ///
     /// # Panics
     /// If `to` has another length.
-    #[inline]
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "part of the way of a short message")]
     pub(crate) fn copy_to(&self, to: &mut [u8]) {
         assert!(to.len() == self.len(), "{} bytes to copy to {}", self.len(), to.len());
         // SAFETY: there is room for both parts, by the assertion, and they can be read, by the promise given to `new` or as
@@ -68,7 +69,8 @@ impl Payload<'_> {
 
     /// # Safety
     /// There must be room for all at `to`, which no other reference leads to.
-    #[inline]
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "part of the way of a short message")]
     unsafe fn copy_all(&self, to: *mut u8) {
         let [(first, length), (second, rest)] = self.parts;
         // SAFETY: by the caller's promise, and that given to `new`.
@@ -90,7 +92,8 @@ const MANY: usize = 128;
 ///
 /// # Safety
 /// As that.
-#[inline]
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "part of the way of a short message")]
 pub(crate) unsafe fn copy(from: *const u8, to: *mut u8, length: usize) {
     // SAFETY: by the caller's promise.
     unsafe {
@@ -108,7 +111,8 @@ pub(crate) unsafe fn copy(from: *const u8, to: *mut u8, length: usize) {
 ///
 /// # Safety
 /// As `ptr::copy_nonoverlapping`.
-#[inline]
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "part of the way of a short message")]
 unsafe fn copy_few(from: *const u8, to: *mut u8, length: usize) {
     /// The first bytes, and the last.
     ///

@@ -16,8 +16,10 @@ use crate::rail;
 use crate::transport::header::LANES;
 use crate::transport::shared_memory::{self, SharedMemory};
 use crate::transport::tcp::{self, Listening, Peers, Place, Tcp};
-use crate::transport::verbs::{self, Class, Rail, Take, Verbs};
-use crate::transport::{Broken, Fetched, Header, Look, Payload, Place as Offered, Shown, There, Transport};
+use crate::transport::verbs::{self, Class, Rail, Verbs};
+use crate::transport::{
+    Broken, Fetched, Header, Look, Payload, Place as Offered, Shown, Take, There, Transport,
+};
 use crate::windows::Memory;
 
 /// What the secrets of messages are derived for.
@@ -76,15 +78,6 @@ enum Way {
     Tcp(String),
     /// None, and why.
     None(&'static str),
-}
-
-/// Takes what a closure does.
-struct Closure<'a, F>(&'a mut F);
-
-impl<F: FnMut(&Header, Payload<'_>) -> bool> Take for Closure<'_, F> {
-    fn take(&mut self, header: &Header, payload: &[u8]) -> bool {
-        (self.0)(header, payload.into())
-    }
 }
 
 /// All transports of a rank.
@@ -279,14 +272,9 @@ impl Transports {
     }
 
     #[inline(never)]
-    fn look_by_nic(
-        &mut self,
-        peer: u32,
-        looks: u32,
-        take: &mut impl FnMut(&Header, Payload<'_>) -> bool,
-    ) -> Look {
+    fn look_by_nic(&mut self, peer: u32, looks: u32, take: &mut impl Take) -> Look {
         match &mut self.verbs {
-            Some(verbs) => verbs.look_at(peer, looks, &mut Closure(take)),
+            Some(verbs) => verbs.look_at(peer, looks, take),
             None => Look::Poll,
         }
     }
@@ -343,12 +331,7 @@ impl Transport for Transports {
 
     #[inline(always)]
     #[expect(clippy::inline_always, reason = "each call lengthens the way of a short message")]
-    fn look_for(
-        &mut self,
-        peer: u32,
-        looks: u32,
-        take: &mut impl FnMut(&Header, Payload<'_>) -> bool,
-    ) -> Result<Look, Broken> {
+    fn look_for(&mut self, peer: u32, looks: u32, take: &mut impl Take) -> Result<Look, Broken> {
         match (self.ways.get(peer as usize), &mut self.shared) {
             (Some(Way::Shared | Way::SharedLater(_)), Some(shared)) => shared.look_for(peer, looks, take),
             // A call: inlined it would lengthen the way within a node.

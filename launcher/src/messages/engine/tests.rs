@@ -7,7 +7,7 @@ use std::rc::Rc;
 use proptest::prelude::*;
 
 use super::*;
-use crate::transport::{Payload, Place};
+use crate::transport::{Payload, Place, Take};
 
 /// What is on its way, by sender and receiver.
 type Wires = Rc<RefCell<BTreeMap<(u32, u32), VecDeque<(Header, Vec<u8>)>>>>;
@@ -78,16 +78,11 @@ impl Transport for Queues {
         Ok(came)
     }
 
-    fn look_for(
-        &mut self,
-        peer: u32,
-        _: u32,
-        take: &mut impl FnMut(&Header, Payload<'_>) -> bool,
-    ) -> Result<Look, Broken> {
+    fn look_for(&mut self, peer: u32, _: u32, take: &mut impl Take) -> Result<Look, Broken> {
         let mut wires = self.wires.borrow_mut();
         let wire = wires.entry((peer, self.rank)).or_default();
         let Some((header, payload)) = wire.front() else { return Ok(Look::Nothing) };
-        if !take(header, payload.as_slice().into()) {
+        if !take.take(header, payload.as_slice().into()) {
             return Ok(Look::Poll);
         }
         wire.pop_front();

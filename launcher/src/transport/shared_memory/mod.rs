@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use self::inbox::{Inbox, Layout, Outgoing};
 use self::ring::most;
-use super::{Broken, Header, Look, Payload, Transport};
+use super::{Broken, Header, Look, Payload, Take, Transport};
 use crate::memory_file;
 
 /// Packets from one peer that one poll gives at most, so that nobody is starved.
@@ -85,7 +85,8 @@ impl SharedMemory {
     }
 
     /// The place of a rank among the node's.
-    #[inline]
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "part of the way of a short message")]
     fn place_of(&self, rank: u32) -> Option<usize> {
         // Mostly a node's ranks are in a row.
         let guess = rank.wrapping_sub(self.ranks[0]) as usize;
@@ -173,7 +174,8 @@ impl Transport for SharedMemory {
         writer.try_push(header, payload).map_err(|garbage| overwritten(peer, garbage))
     }
 
-    #[inline]
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "part of the way of a short message")]
     fn send_short(&mut self, peer: u32, header: &Header, payload: &[u8]) -> bool {
         let peer = self.place_of(peer).and_then(|place| self.peers[place].as_mut());
         peer.is_some_and(|peer| peer.outgoing.writer().try_push(header, payload) == Ok(true))
@@ -192,7 +194,7 @@ impl Transport for SharedMemory {
             let (place, reader) = self.inbox.sender(index);
             let rank = self.ranks[place];
             for _ in 0..TURN {
-                let popped = reader.pop(1, &mut |header, payload| {
+                let popped = reader.pop(1, &mut |header: &Header, payload: Payload<'_>| {
                     deliver(rank, header, payload);
                     true
                 });
@@ -209,13 +211,9 @@ impl Transport for SharedMemory {
         Ok(any)
     }
 
-    #[inline]
-    fn look_for(
-        &mut self,
-        peer: u32,
-        looks: u32,
-        take: &mut impl FnMut(&Header, Payload<'_>) -> bool,
-    ) -> Result<Look, Broken> {
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "part of the way of a short message")]
+    fn look_for(&mut self, peer: u32, looks: u32, take: &mut impl Take) -> Result<Look, Broken> {
         let Some(index) = self.place_of(peer).and_then(|place| self.inbox.index_of(place)) else {
             return Ok(Look::Poll);
         };

@@ -15,7 +15,7 @@
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::copy::{Copied, Copier, Costs, Measured, Way};
-use crate::transport::{Header, Payload, payload};
+use crate::transport::{Header, Payload, Take, payload};
 
 /// Bytes in a line.
 pub(super) const LINE: usize = 64;
@@ -291,12 +291,9 @@ impl Reader {
 
     /// Looks for the next packet, so many times; `take` says whether it has taken it, and so does the result. The payload's length is
     /// at most [`most`].
-    #[inline]
-    pub(super) fn pop(
-        &mut self,
-        looks: u32,
-        take: &mut impl FnMut(&Header, Payload<'_>) -> bool,
-    ) -> Result<Option<bool>, Garbage> {
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "part of the way of a short message")]
+    pub(super) fn pop(&mut self, looks: u32, take: &mut impl Take) -> Result<Option<bool>, Garbage> {
         let Some(length) = self.look(looks) else { return Ok(None) };
         if length as usize > SMALL {
             return self.pop_long(length, take);
@@ -307,7 +304,7 @@ impl Reader {
             let header = line.add(HEADER).cast::<Header>().read();
             (header, Payload::new((line.add(PAYLOAD), length as usize), (line, 0)))
         };
-        let taken = take(&header, payload);
+        let taken = take.take(&header, payload);
         if taken {
             self.position = self.position.wrapping_add(1);
             if self.position.wrapping_sub(self.told) >= LINES / 4 {
@@ -318,7 +315,8 @@ impl Reader {
     }
 
     /// Looks so many times whether the next packet is there; its stamp's length.
-    #[inline]
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "part of the way of a short message")]
     fn look(&mut self, looks: u32) -> Option<u32> {
         let stamp = self.place.stamp(self.position);
         let mut left = looks;
@@ -344,11 +342,7 @@ impl Reader {
     }
 
     #[inline(never)]
-    fn pop_long(
-        &mut self,
-        length: u32,
-        take: &mut impl FnMut(&Header, Payload<'_>) -> bool,
-    ) -> Result<Option<bool>, Garbage> {
+    fn pop_long(&mut self, length: u32, take: &mut impl Take) -> Result<Option<bool>, Garbage> {
         let place = self.place;
         let way = if length & AROUND == 0 { Way::Through } else { Way::Around };
         let copied = Copied { way, is_measured: length & MEASURED != 0 };
@@ -366,7 +360,7 @@ impl Reader {
             let (begin, first) = place.split(self.payload, length);
             (header, Payload::new((place.payload.add(begin), first), (place.payload, length - first)))
         };
-        if !self.measured.measure(copied, length, || take(&header, payload)) {
+        if !self.measured.measure(copied, length, || take.take(&header, payload)) {
             return Ok(Some(false));
         }
         self.position = self.position.wrapping_add(1);

@@ -50,7 +50,6 @@ use self::port::Port;
 use self::puts::Visible;
 use self::sends::ASKED;
 use self::service::{Route, Service};
-pub(crate) use self::short::Take;
 use self::transfers::Transfers;
 use super::{Broken, Header, Payload};
 use crate::endpoint::Endpoint;

@@ -9,12 +9,7 @@ use super::Verbs;
 use super::link::{Link, NONSENSE, State};
 use super::mend::Failure;
 use crate::error::chain;
-use crate::transport::{Header, Look};
-
-/// Who takes a packet or not. No closure, for those are not always inlined.
-pub(crate) trait Take {
-    fn take(&mut self, header: &Header, payload: &[u8]) -> bool;
-}
+use crate::transport::{Look, Take};
 
 impl Verbs {
     /// Looks for the next packet of one peer alone, as [`Transport::look_for`](crate::transport::Transport::look_for) says. Each look
@@ -59,7 +54,7 @@ impl Verbs {
         let is_taken = came.pair() == number
             && head.is_only_that == 0
             && link.is_next(&head)
-            && take.take(&head.header, payload);
+            && take.take(&head.header, payload.into());
         if !is_taken {
             came.leave();
             return Look::Poll;

@@ -67,7 +67,7 @@ fn header(operation: u32, length: usize) -> Header {
 /// Takes the next packet, its payload into a buffer.
 fn pop(reader: &mut Reader, buffer: &mut [u8]) -> Result<Option<(Header, usize)>, Garbage> {
     let mut got = None;
-    reader.pop(1, &mut |header, payload| {
+    reader.pop(1, &mut |header: &Header, payload: Payload<'_>| {
         payload.copy_to(&mut buffer[..payload.len()]);
         got = Some((*header, payload.len()));
         true

@@ -1,9 +1,8 @@
-//! The way of short messages that are waited for, between ranks that reach each other by NIC: with nothing that another transport needs.
+//! The way of short messages that are waited for: between ranks that reach each other by NIC with nothing that another transport needs.
 
 use super::Engine;
 use crate::messages::matching::Context;
-use crate::transport::verbs::Take;
-use crate::transport::{Header, Look, Transports};
+use crate::transport::{Header, Look, Payload, Take, Transports};
 
 impl Engine<Transports> {
     /// The way of short messages to a peer that is reached by NIC, as [`send_soon`](Self::send_soon).
@@ -37,48 +36,39 @@ impl Engine<Transports> {
         if !self.may_receive(context, peer) {
             return None;
         }
-        let mut message = Message { context, tag, room, length: 0 };
+        let mut message = Message::new(context, Some(tag), room);
         match self.transport.verbs()?.look_at(peer, looks, &mut message) {
-            Look::Taken => Some(message.length),
+            Look::Taken => Some(message.taken.1),
             Look::Nothing | Look::Poll => None,
         }
     }
 }
 
 /// Takes a whole message, which is in one packet, to where a program wants it.
-struct Message<'a> {
-    context: Context,
-    tag: u32,
-    room: &'a mut [u8],
-    length: usize,
+pub(super) struct Message<'a> {
+    pub(super) context: Context,
+    pub(super) tag: Option<u32>,
+    pub(super) room: &'a mut [u8],
+    /// Its tag and its length.
+    pub(super) taken: (u32, usize),
+}
+
+impl<'a> Message<'a> {
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "part of the way of a short message")]
+    pub(super) fn new(context: Context, tag: Option<u32>, room: &'a mut [u8]) -> Self {
+        Self { context, tag, room, taken: (0, 0) }
+    }
 }
 
 impl Take for Message<'_> {
     #[inline(always)]
     #[expect(clippy::inline_always, reason = "part of the way of a short message")]
-    fn take(&mut self, header: &Header, payload: &[u8]) -> bool {
-        let Some(to) = self.room.get_mut(..payload.len()) else { return false };
-        if !header.is_whole(self.context, Some(self.tag), payload.len()) {
-            return false;
-        }
-        copy(payload, to);
-        self.length = payload.len();
+    fn take(&mut self, header: &Header, payload: Payload<'_>) -> bool {
+        let fits = header.is_whole(self.context, self.tag, payload.len());
+        let Some(to) = self.room.get_mut(..payload.len()).filter(|_| fits) else { return false };
+        payload.copy_to(to);
+        self.taken = (header.tag, payload.len());
         true
     }
-}
-
-/// Copies to as many bytes. Short ones are not worth a call.
-#[inline(always)]
-#[expect(clippy::inline_always, reason = "part of the way of a short message")]
-fn copy(from: &[u8], to: &mut [u8]) {
-    if let (8..=16, Some(first), Some(last)) = (from.len(), from.first_chunk::<8>(), from.last_chunk::<8>())
-        && let Some((to_first, _)) = to.split_first_chunk_mut::<8>()
-    {
-        *to_first = *first;
-        if let Some((_, to_last)) = to.split_last_chunk_mut::<8>() {
-            *to_last = *last;
-        }
-        return;
-    }
-    to.copy_from_slice(from);
 }
