@@ -112,7 +112,6 @@ pub(crate) unsafe fn copy(from: *const u8, to: *mut u8, length: usize) {
 /// # Safety
 /// As `ptr::copy_nonoverlapping`.
 #[inline(always)]
-#[expect(clippy::inline_always, reason = "part of the way of a short message")]
 unsafe fn copy_few(from: *const u8, to: *mut u8, length: usize) {
     /// The first bytes, and the last.
     ///

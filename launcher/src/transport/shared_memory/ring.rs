@@ -154,7 +154,7 @@ impl Writer {
     #[expect(clippy::inline_always, reason = "a header that is passed on goes through memory")]
     pub(super) fn try_push(&mut self, header: &Header, payload: &[u8]) -> Result<bool, Garbage> {
         if payload.len() > SMALL {
-            return self.push_long(header, payload);
+            return self.push_long(*header, payload);
         }
         // A short packet fits where there is a line.
         if self.position.wrapping_sub(self.taken) >= LINES && !self.room(self.payload)? {
@@ -170,7 +170,7 @@ impl Writer {
     }
 
     #[inline(never)]
-    fn push_long(&mut self, header: &Header, payload: &[u8]) -> Result<bool, Garbage> {
+    fn push_long(&mut self, header: Header, payload: &[u8]) -> Result<bool, Garbage> {
         assert!(payload.len() <= most(self.place.bytes), "a packet of {} bytes", payload.len());
         let end = self.payload.wrapping_add(beside(payload.len()));
         if !self.fits(end) && !self.room(end)? {
@@ -179,7 +179,7 @@ impl Writer {
         let Copied { way, is_measured } = self.write_beside(payload);
         let flags = if way == Way::Around { AROUND } else { 0 } | if is_measured { MEASURED } else { 0 };
         // SAFETY: there is a line, as was just seen.
-        unsafe { self.write_header(header) };
+        unsafe { self.write_header(&header) };
         self.publish(payload.len() as u32 | flags, end);
         Ok(true)
     }
