@@ -192,14 +192,16 @@ impl World {
             return false;
         }
         let is_sent = self.engine.borrow_mut().send_by_nic(context, peer, tag, bytes);
-        is_sent || self.send_with_room(context, peer, tag, bytes)
+        is_sent || self.send_with_slot(context, peer, tag, bytes)
     }
 
-    /// The same after a look for room. Not a part of it, or what is needed here would go through memory there.
+    /// The same after a look for a slot. Not a part of it, or what is needed here would go through memory there.
     #[cold]
     #[inline(never)]
-    fn send_with_room(&self, context: Context, peer: u32, tag: u32, bytes: &[u8]) -> bool {
-        self.with_engine(|engine| engine.find_room(peer) && engine.send_by_nic(context, peer, tag, bytes))
+    fn send_with_slot(&self, context: Context, peer: u32, tag: u32, bytes: &[u8]) -> bool {
+        self.with_engine(|engine| {
+            engine.find_slot(peer, bytes.len()) && engine.send_by_nic(context, peer, tag, bytes)
+        })
     }
 
     /// Waits a moment for a message that comes next from a peer, which takes no operation: one call, with its result in registers. Its

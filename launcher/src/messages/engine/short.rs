@@ -16,9 +16,9 @@ impl Engine<Transports> {
         self.transport.verbs().is_some_and(|verbs| verbs.send_now(peer, &header, bytes, false))
     }
 
-    /// Looks for room for another message to a peer that is reached by NIC. Whether there is any now.
-    pub(crate) fn find_room(&mut self, peer: u32) -> bool {
-        self.transport.verbs().is_some_and(|verbs| verbs.find_room(peer))
+    /// Looks for a slot for a message that was not sent so for want of one alone. Whether there is any now.
+    pub(crate) fn find_slot(&mut self, peer: u32, length: usize) -> bool {
+        self.may_send(length) && self.transport.verbs().is_some_and(|verbs| verbs.find_slot(peer, false))
     }
 
     /// The way of short messages from a peer that is reached by NIC, as [`receive_soon`](Self::receive_soon), but for any tags. The message's

@@ -55,7 +55,7 @@ impl Verbs {
     /// slot is needed. If the device refuses, the next poll makes another connection.
     pub(crate) fn send(&mut self, peer: u32, header: &Header, payload: &[u8], gives_only: bool) -> bool {
         self.send_now(peer, header, payload, gives_only)
-            || self.find_room(peer) && self.send_now(peer, header, payload, gives_only)
+            || self.find_slot(peer, gives_only) && self.send_now(peer, header, payload, gives_only)
     }
 
     /// The same without a look: nothing is called but the device.
@@ -97,9 +97,16 @@ impl Verbs {
         self.failed.push_back((peer, Failure::of_connection(chain(error))));
     }
 
+    /// Where a packet was not sent for want of a slot alone, takes back those of what has arrived. Whether there was any.
+    #[cold]
+    pub(crate) fn find_slot(&mut self, peer: u32, gives_only: bool) -> bool {
+        let lacks_slot = |link: &Link| gives_only || link.credits.any();
+        self.link(peer).is_some_and(lacks_slot) && self.find_room(peer)
+    }
+
     /// Takes back the slots of what has arrived. Whether there was any.
     #[cold]
-    pub(crate) fn find_room(&mut self, peer: u32) -> bool {
+    pub(super) fn find_room(&mut self, peer: u32) -> bool {
         let Some(Some(link)) = self.links.get(peer as usize) else { return false };
         let (port, State::Up(pair)) = (link.port, &link.state) else { return false };
         let own = pair.number();
