@@ -49,21 +49,37 @@ pub(super) enum News {
 pub(super) struct Desk {
     wishes: Mutex<Vec<Wish>>,
     bell: EventFd,
-    news: Mutex<Vec<News>>,
+    news: Mutex<All>,
     has_news: AtomicBool,
     told: Condvar,
     /// Whose is a connection, by port and number. There before anything can come over it.
     peers: Mutex<BTreeMap<(usize, u32), u32>>,
     /// First packets that came before connections, by peer. Not among the news, for what comes over a connection may be found before those.
-    early: Mutex<BTreeMap<u32, Vec<u8>>>,
+    early: Mutex<Early>,
+    delivered: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Early {
+    packets: BTreeMap<u32, Vec<u8>>,
+    /// With those that the rank has taken, and not delivered yet.
+    undelivered: usize,
+}
+
+#[derive(Debug, Default)]
+struct All {
+    news: Vec<News>,
+    /// The rank sleeps until there are any: to wake nobody is a call of the kernel, too.
+    is_waited_for: bool,
 }
 
 impl Desk {
     pub(super) fn new() -> nix::Result<Self> {
         let bell = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         let (wishes, news, peers) = (Mutex::default(), Mutex::default(), Mutex::default());
-        let (has_news, told, early) = (AtomicBool::new(false), Condvar::new(), Mutex::default());
-        Ok(Self { wishes, bell, news, has_news, told, peers, early })
+        let (has_news, told) = (AtomicBool::new(false), Condvar::new());
+        let (early, delivered) = (Mutex::default(), Condvar::new());
+        Ok(Self { wishes, bell, news, has_news, told, peers, early, delivered })
     }
 
     /// For the rank.
@@ -85,17 +101,18 @@ impl Desk {
         if !self.has_news() {
             return Vec::new();
         }
-        let mut news = lock(&self.news);
+        let mut all = lock(&self.news);
         self.has_news.store(false, Ordering::Relaxed);
-        std::mem::take(&mut news)
+        std::mem::take(&mut all.news)
     }
 
     /// For the rank: leaves its CPU to others, but not for longer than this, and not when something is new.
     #[cold]
     pub(super) fn wait_for_news(&self, most: Duration) {
-        let news = lock(&self.news);
-        if news.is_empty() {
-            let _ = self.told.wait_timeout(news, most);
+        let mut all = lock(&self.news);
+        if all.news.is_empty() {
+            all.is_waited_for = true;
+            let _ = self.told.wait_timeout(all, most);
         }
     }
 
@@ -106,7 +123,13 @@ impl Desk {
 
     /// For the rank: the first packet of a peer, if it came before there was a connection, once.
     pub(super) fn take_early(&self, peer: u32) -> Option<Vec<u8>> {
-        lock(&self.early).remove(&peer)
+        lock(&self.early).packets.remove(&peer)
+    }
+
+    /// For the rank: what it has [taken](Self::take_early) is where it belongs.
+    pub(super) fn has_delivered(&self) {
+        lock(&self.early).undelivered -= 1;
+        self.delivered.notify_one();
     }
 
     /// For the rank: that connection is no more, and its number may be given to another.
@@ -124,6 +147,11 @@ impl Desk {
         let _ = self.bell.read();
     }
 
+    /// For the thread: is anything wished?
+    pub(super) fn has_wishes(&self) -> bool {
+        !lock(&self.wishes).is_empty()
+    }
+
     /// For the thread.
     pub(super) fn take_wishes(&self) -> Vec<Wish> {
         std::mem::take(&mut lock(&self.wishes))
@@ -132,16 +160,27 @@ impl Desk {
     /// For the thread.
     pub(super) fn tell(&self, news: News) {
         let mut all = lock(&self.news);
-        all.push(news);
+        all.news.push(news);
         self.has_news.store(true, Ordering::Relaxed);
-        drop(all);
-        self.told.notify_one();
+        if std::mem::take(&mut all.is_waited_for) {
+            drop(all);
+            self.told.notify_one();
+        }
     }
 
     /// For the thread: a peer's first packet, before anything can come over its connection.
     pub(super) fn tell_early(&self, peer: u32, packet: Vec<u8>) {
-        lock(&self.early).insert(peer, packet);
+        let mut early = lock(&self.early);
+        early.packets.insert(peer, packet);
+        early.undelivered += 1;
+        drop(early);
         self.tell(News::Early(peer));
+    }
+
+    /// For the thread: leaves its CPU to the rank until that has delivered what came early, but not for longer than this.
+    pub(super) fn wait_for_delivery(&self, most: Duration) {
+        let early = lock(&self.early);
+        let _ = self.delivered.wait_timeout_while(early, most, |early| early.undelivered > 0);
     }
 
     /// For the thread.
@@ -166,5 +205,18 @@ mod tests {
         assert_eq!((desk.take_early(4), desk.take_early(3).as_deref()), (None, Some(&b"first"[..])));
         assert!(desk.has_news() && matches!(desk.take_news()[..], [News::Early(3)]));
         assert_eq!(desk.take_early(3), None);
+    }
+
+    #[test]
+    fn the_thread_waits_for_a_packets_delivery_and_not_for_ever() {
+        let desk = Desk::new().unwrap();
+        desk.tell_early(3, b"first".to_vec());
+        desk.wait_for_delivery(Duration::from_millis(1));
+        std::thread::scope(|scope| {
+            scope.spawn(|| desk.wait_for_delivery(Duration::MAX));
+            desk.take_early(3);
+            desk.has_delivered();
+        });
+        desk.wait_for_delivery(Duration::MAX);
     }
 }

@@ -48,16 +48,22 @@ impl Verbs {
     ) -> bool {
         let Self { desk, links, failed, .. } = self;
         let Some(packet) = desk.take_early(peer) else { return false };
-        let Some(Some(link)) = links.get_mut(peer as usize) else { return false };
-        match link.state {
-            State::None => link.state = State::Opening,
-            State::Opening | State::Up(_) => {}
-            State::Broken(_) => return false,
+        let came = match links.get_mut(peer as usize) {
+            Some(Some(link)) if !matches!(link.state, State::Broken(_)) => {
+                if matches!(link.state, State::None) {
+                    link.state = State::Opening;
+                }
+                hear(peer, link, &packet, failed, deliver);
+                true
+            }
+            _ => false,
+        };
+        desk.has_delivered();
+        if came {
+            // The service thread makes this side's end now, and an answer waits for that.
+            self.connecting = Some(Instant::now() + WAY_FREE);
         }
-        hear(peer, link, &packet, failed, deliver);
-        // The service thread makes this side's end now, and an answer waits for that.
-        self.connecting = Some(Instant::now() + WAY_FREE);
-        true
+        came
     }
 }
 

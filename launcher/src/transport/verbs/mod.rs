@@ -415,6 +415,7 @@ impl Verbs {
                         // Perhaps this comes before the news of that.
                         if let Some(first) = desk.take_early(rank) {
                             early::hear(rank, link, &first, failed, deliver);
+                            desk.has_delivered();
                         }
                     }
                     match link.hear(bytes) {

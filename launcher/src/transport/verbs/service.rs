@@ -30,8 +30,8 @@ const TURNS: u32 = 8;
 const SETTLING: Duration = Duration::from_secs(3);
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
-/// How long a rank gets to take a packet that came early.
-const HEAD_START: Duration = Duration::from_micros(100);
+/// How long a rank gets at most to take a packet that came early.
+const HEAD_START: Duration = Duration::from_millis(1);
 
 /// How a peer is reached.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -79,6 +79,8 @@ pub(super) struct Service {
     wanted: BTreeMap<Peer, Wanted>,
     /// Peers whose addresses are looked up while there is nothing else to do, the last one first.
     unknown: Vec<Route>,
+    /// The desk's bell, when this thread slept last.
+    has_rung: bool,
 }
 
 impl Service {
@@ -93,7 +95,9 @@ impl Service {
     ) -> std::io::Result<JoinHandle<()>> {
         let (peers, unsettled, wanted) = (BTreeMap::new(), BTreeSet::new(), BTreeMap::new());
         let unknown = first_addresses(rank, &routes, ports.len());
-        let mut service = Self { rank, secret, desk, ports, routes, peers, unsettled, wanted, unknown };
+        let has_rung = false;
+        let mut service =
+            Self { rank, secret, desk, ports, routes, peers, unsettled, wanted, unknown, has_rung };
         // Signals are for the program's threads: the new thread inherits that none comes to it.
         let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
         let started = std::thread::Builder::new().name("roce-verbs".to_owned()).spawn(move || service.run());
@@ -171,7 +175,15 @@ impl Service {
     }
 
     /// Until there is something to do.
-    fn sleep(&self) {
+    fn sleep(&mut self) {
+        // Not as soon as it has rung: a message may have waited for what was wished.
+        if self.has_rung {
+            self.desk.hush();
+            self.has_rung = false;
+            if self.desk.has_wishes() {
+                return;
+            }
+        }
         let said_again = self.unsettled.iter().filter_map(|peer| self.peers.get(peer)?.handshake.due());
         let due = said_again.chain(self.ports.iter().filter_map(Port::due)).min();
         let wait = due.map(|due| due.saturating_duration_since(Instant::now()));
@@ -185,9 +197,7 @@ impl Service {
         let mut all: Vec<PollFd> = std::iter::once(bell).chain(of_ports).collect();
         // An error here is an interruption, or too little memory: looking again is right.
         let _ = poll(&mut all, timeout);
-        if all.first().and_then(PollFd::any) == Some(true) {
-            self.desk.hush();
-        }
+        self.has_rung = all.first().and_then(PollFd::any) == Some(true);
     }
 
     /// Until none comes, for the next one is often here when one has been answered; but something else may be due too.
@@ -314,7 +324,7 @@ impl Service {
         if received > 0 {
             self.desk.tell_early(peer.rank, early);
             // Perhaps the rank has this thread's CPU, and would get it when the end is made.
-            std::thread::sleep(HEAD_START);
+            self.desk.wait_for_delivery(HEAD_START);
         }
         match self.make_end(peer, 0, received) {
             Ok((end, pair)) => {
