@@ -127,9 +127,7 @@ impl Service {
                     Wish::Stop => return,
                 }
             }
-            for (peer, wanted) in std::mem::take(&mut self.wanted) {
-                self.ask(peer, wanted, now);
-            }
+            self.ask_all(now);
             self.hear_all(now);
             for number in 0..self.ports.len() {
                 let happened = self.ports[number].look(now);
@@ -144,6 +142,8 @@ impl Service {
                     self.refuse_all(number);
                 }
             }
+            // Again, for a port may just have come back.
+            self.ask_all(now);
             for peer in self.unsettled.clone() {
                 let todo = self.peers.get_mut(&peer).map(|peer| peer.handshake.tick(now));
                 self.act(peer, todo.unwrap_or_default());
@@ -213,6 +213,13 @@ impl Service {
             if !any {
                 return;
             }
+        }
+    }
+
+    /// For all that the rank wants.
+    fn ask_all(&mut self, now: Instant) {
+        for (peer, wanted) in std::mem::take(&mut self.wanted) {
+            self.ask(peer, wanted, now);
         }
     }
 
