@@ -10,7 +10,10 @@ use roce_lab::{
     Cluster, Output,
     wire::{Packet, Table},
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 pub(crate) const CONTROLS: &[Control] = &[
     Control { name: "faults::a_rail_or_its_gid_may_go_for_a_moment_while_ranks_send", run: moment },
@@ -191,12 +194,20 @@ pub(crate) fn soak() -> Option<Control> {
     std::env::var_os(RUNS).map(|_| Control { name: "soak::faults", run: random })
 }
 
+/// How much longer guests have to live for that: a run takes 20 to 40 s.
+pub(crate) fn soak_time() -> Duration {
+    Duration::from_secs(60 * number(RUNS).unwrap_or(0))
+}
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().and_then(|text| text.parse().ok())
+}
+
 const RUNS: &str = "SOAK_RUNS";
 const SEED: &str = "SOAK_SEED";
 
 fn random(lab: &Lab) -> Result<(), Failed> {
     let cluster = lab.cluster()?;
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let runs = number(RUNS).unwrap_or(50);
     let seed = number(SEED).unwrap_or_else(|| u64::from(std::process::id()));
     for run in 0..runs {

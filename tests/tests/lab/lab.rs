@@ -1,5 +1,6 @@
 //! The cluster that the controls share, booted by the first that asks for it.
 
+use crate::faults;
 use libtest_mimic::Failed;
 use roce_lab::{Cluster, Error, GuestRoot, Interrupt, Options, Output, Software, packages, scenario};
 use std::{
@@ -54,7 +55,9 @@ impl Lab {
     }
 
     fn boot(&self) -> Result<Cluster, Failed> {
+        let defaults = Options::new(results("cluster"));
         let options = Options {
+            lifetime: defaults.lifetime + faults::soak_time(),
             plugin: Some(roce_tests::artifact("ROCE_PLUGIN", "libspank_roce.so")?),
             programs: vec![
                 roce_tests::artifact("ROCE_PAIR_EXCHANGE", "pair_exchange")?,
@@ -71,7 +74,7 @@ impl Lab {
                 roce_tests::artifact("ROCE_FAULTS", "faults")?,
                 roce_tests::artifact("ROCE_SOFT_ROCE", "soft_roce")?,
             ],
-            ..Options::new(results("cluster"))
+            ..defaults
         };
         Ok(Cluster::boot(&self.root()?, options, &self.interrupt)?)
     }
