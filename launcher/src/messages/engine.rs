@@ -108,10 +108,10 @@ impl<T: Transport> Engine<T> {
     /// what is to be sent must not be forgotten meanwhile.
     #[inline(always)]
     #[expect(clippy::inline_always, reason = "each call lengthens the way of a short message")]
-    fn may_receive(&mut self, context: Context, peer: u32) -> bool {
+    fn may_receive(&mut self, context: Context, peer: impl FnOnce(&mut T) -> Option<u32>) -> bool {
         (self.core.matching.nothing_waits()
             || self.core.matching.is_empty(context)
-            || self.serve_earlier(context, peer))
+            || peer(&mut self.transport).is_some_and(|peer| self.serve_earlier(context, peer)))
             && self.core.outgoing.is_empty()
     }
 
@@ -180,7 +180,7 @@ impl<T: Transport> Engine<T> {
         looks: u32,
     ) -> Option<Received> {
         let peer = wanted.source?;
-        if peer == self.core.rank || !self.may_receive(context, peer) {
+        if peer == self.core.rank || !self.may_receive(context, |_| Some(peer)) {
             return None;
         }
         let mut message = Message::new(context, wanted.tag, room);

@@ -17,7 +17,7 @@ use crate::messages::engine::{Engine, Failure, Operation, Outcome, Received};
 use crate::messages::lent::{Lent, LentMut};
 use crate::messages::matching::{Context, Wanted};
 use crate::messages::watch::Watch;
-use crate::transport::{There, Transports};
+use crate::transport::{ShortWay, There, Transports};
 
 /// A look at the engine that finds nothing, so many times, before others get the CPU: what else the node runs would keep it for a
 /// time slice.
@@ -45,8 +45,8 @@ const TICKS_NEWS: u64 = 2048;
 pub(crate) struct World {
     pub(crate) rank: u32,
     engine: RefCell<Engine<Transports>>,
-    /// By rank: is it reached by NIC? That way of short messages has its own code.
-    by_nic: Box<[bool]>,
+    /// By rank.
+    short_ways: Box<[ShortWay]>,
     exchange: RefCell<Option<Bootstrap>>,
     /// Every rank's node, for messages.
     nodes: Vec<String>,
@@ -89,7 +89,7 @@ impl World {
         let nodes = (0..exchange.size()).map(|rank| exchange.node_of(rank).to_owned()).collect();
         Self {
             rank,
-            by_nic: transports.by_nic(),
+            short_ways: transports.short_ways(),
             engine: RefCell::new(Engine::new(rank, transports)),
             exchange: RefCell::new(Some(exchange)),
             nodes,
@@ -168,22 +168,26 @@ impl World {
     /// Sends a short message, if that is possible at once: one call, with its result in a register.
     #[inline]
     pub(crate) fn send_soon(&self, context: Context, peer: u32, tag: u32, bytes: &[u8]) -> bool {
-        if self.is_by_nic(peer) {
-            self.send_by_nic(context, peer, tag, bytes)
-        } else {
-            self.send_near(context, peer, tag, bytes)
+        match self.short_way(peer) {
+            ShortWay::Nic => self.send_by_nic(context, peer, tag, bytes),
+            ShortWay::Node(place) => self.send_near(context, place, tag, bytes),
+            ShortWay::Other => self.send_otherwise(context, peer, tag, bytes),
         }
     }
 
-    #[inline(never)]
-    fn send_near(&self, context: Context, peer: u32, tag: u32, bytes: &[u8]) -> bool {
-        !self.is_over.get() && self.engine.borrow_mut().send_soon(context, peer, tag, bytes)
+    #[inline]
+    fn short_way(&self, peer: u32) -> ShortWay {
+        self.short_ways.get(peer as usize).copied().unwrap_or(ShortWay::Other)
     }
 
-    /// Whether a rank is reached by NIC.
-    #[inline]
-    pub(crate) fn is_by_nic(&self, peer: u32) -> bool {
-        self.by_nic.get(peer as usize) == Some(&true)
+    #[inline(never)]
+    fn send_near(&self, context: Context, place: u32, tag: u32, bytes: &[u8]) -> bool {
+        !self.is_over.get() && self.engine.borrow_mut().send_near(context, place, tag, bytes)
+    }
+
+    #[inline(never)]
+    fn send_otherwise(&self, context: Context, peer: u32, tag: u32, bytes: &[u8]) -> bool {
+        !self.is_over.get() && self.engine.borrow_mut().send_soon(context, peer, tag, bytes)
     }
 
     #[inline(never)]
@@ -214,17 +218,19 @@ impl World {
         tag: u32,
         room: &mut [u8],
     ) -> Option<usize> {
-        if self.is_by_nic(peer) {
-            self.receive_by_nic(context, peer, tag, room)
-        } else {
-            self.receive_near(context, peer, tag, room)
+        match self.short_way(peer) {
+            ShortWay::Nic => self.receive_by_nic(context, peer, tag, room),
+            ShortWay::Node(place) => self.receive_near(context, place, tag, room),
+            ShortWay::Other => None,
         }
     }
 
     #[inline(never)]
-    fn receive_near(&self, context: Context, peer: u32, tag: u32, room: &mut [u8]) -> Option<usize> {
-        let wanted = Wanted { source: Some(peer), tag: Some(tag) };
-        self.look_for(context, wanted, room, self.looks).map(|received| received.length)
+    fn receive_near(&self, context: Context, place: u32, tag: u32, room: &mut [u8]) -> Option<usize> {
+        if self.is_over.get() {
+            return None;
+        }
+        self.engine.borrow_mut().receive_near(context, place, tag, room, self.looks)
     }
 
     #[inline(never)]

@@ -19,7 +19,7 @@ use crate::windows::Memory;
 
 pub(crate) use header::{Header, Kind, Place};
 pub(crate) use payload::Payload;
-pub(crate) use transports::{Cards, Nics, Prepared, Transports, Wanted};
+pub(crate) use transports::{Cards, Nics, Prepared, ShortWay, Transports, Wanted};
 pub(crate) use verbs::Class;
 
 /// Why a peer can't be reached any more, in words that go behind "rank 3 (vm2): ".

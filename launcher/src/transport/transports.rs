@@ -80,6 +80,16 @@ enum Way {
     None(&'static str),
 }
 
+/// Whose code is the way of short messages to and from a rank.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum ShortWay {
+    Nic,
+    /// Shared memory, with the rank's place among the node's.
+    Node(u32),
+    /// Any transport's, by the way of all messages.
+    Other,
+}
+
 /// All transports of a rank.
 pub(crate) struct Transports {
     shared: Option<SharedMemory>,
@@ -259,9 +269,24 @@ impl Transports {
         }
     }
 
-    /// Which ranks are reached by NIC. That does not change.
-    pub(crate) fn by_nic(&self) -> Box<[bool]> {
-        self.ways.iter().map(|way| matches!(way, Way::Verbs)).collect()
+    /// By rank. That does not change.
+    pub(crate) fn short_ways(&self) -> Box<[ShortWay]> {
+        let way = |(rank, way): (u32, &Way)| match way {
+            Way::Verbs => ShortWay::Nic,
+            Way::Shared | Way::SharedLater(_) => {
+                let place = self.shared.as_ref().and_then(|shared| shared.place_of(rank));
+                place.and_then(|place| place.try_into().ok()).map_or(ShortWay::Other, ShortWay::Node)
+            }
+            Way::Own | Way::Tcp(_) | Way::None(_) => ShortWay::Other,
+        };
+        (0..).zip(&self.ways).map(way).collect()
+    }
+
+    /// For who knows that a rank is reached through shared memory, as [`verbs`](Self::verbs).
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "part of the way of a short message")]
+    pub(crate) fn shared(&mut self) -> Option<&mut SharedMemory> {
+        self.shared.as_mut()
     }
 
     /// For who knows that a rank is reached by NIC, and has no time to look for its way.

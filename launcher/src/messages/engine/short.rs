@@ -1,10 +1,53 @@
-//! The way of short messages that are waited for: between ranks that reach each other by NIC with nothing that another transport needs.
+//! The way of short messages that are waited for: one for ranks that reach each other by NIC and one for those of a node, each with nothing
+//! that another transport needs.
 
 use super::Engine;
-use crate::messages::matching::Context;
+use crate::messages::matching::{Context, Wanted};
+use crate::transport::shared_memory::Short;
 use crate::transport::{Header, Look, Payload, Take, Transports};
 
 impl Engine<Transports> {
+    /// The way of short messages to a rank of this node, whose place is known, as [`send_soon`](Self::send_soon).
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "each call lengthens the way of a short message")]
+    pub(crate) fn send_near(&mut self, context: Context, place: u32, tag: u32, bytes: &[u8]) -> bool {
+        if !self.may_send(bytes.len()) {
+            return false;
+        }
+        let header = Header::eager(context, tag, bytes.len());
+        self.transport.shared().is_some_and(|shared| shared.send_now(place, &header, bytes))
+    }
+
+    /// The way of short messages from such a rank, as [`receive_by_nic`](Self::receive_by_nic).
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "each call lengthens the way of a short message")]
+    pub(crate) fn receive_near(
+        &mut self,
+        context: Context,
+        place: u32,
+        tag: u32,
+        room: &mut [u8],
+        looks: u32,
+    ) -> Option<usize> {
+        if !self.may_receive(context, |transport| transport.shared().map(|shared| shared.rank_at(place))) {
+            return None;
+        }
+        let mut message = Message::new(context, Some(tag), room);
+        match self.transport.shared()?.look_at(place, looks, &mut message) {
+            Short::Taken => Some(message.taken.1),
+            Short::Nothing => None,
+            Short::Long => self.receive_beside(context, place, tag, message.room),
+        }
+    }
+
+    /// The same for a packet that has come and is not all in its line. Inlined it would have the message in memory.
+    #[inline(never)]
+    fn receive_beside(&mut self, context: Context, place: u32, tag: u32, room: &mut [u8]) -> Option<usize> {
+        let source = self.transport.shared()?.rank_at(place);
+        let wanted = Wanted { source: Some(source), tag: Some(tag) };
+        self.receive_soon(context, wanted, room, 1).map(|received| received.length)
+    }
+
     /// The way of short messages to a peer that is reached by NIC, as [`send_soon`](Self::send_soon).
     #[inline(always)]
     #[expect(clippy::inline_always, reason = "each call lengthens the way of a short message")]
@@ -33,7 +76,7 @@ impl Engine<Transports> {
         room: &mut [u8],
         looks: u32,
     ) -> Option<usize> {
-        if !self.may_receive(context, peer) {
+        if !self.may_receive(context, |_| Some(peer)) {
             return None;
         }
         let mut message = Message::new(context, Some(tag), room);

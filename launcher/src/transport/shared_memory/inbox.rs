@@ -164,6 +164,14 @@ impl Inbox {
         (*rank, reader)
     }
 
+    /// That of a rank of the node, if it has connected.
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "part of the way of a short message")]
+    pub(super) fn reader_of(&mut self, rank: usize) -> Option<&mut Reader> {
+        let index = (*self.places.get(rank)?)?;
+        self.senders.get_mut(index).map(|(_, reader)| reader)
+    }
+
     /// The index of a rank of the node among them, if it has connected.
     #[inline]
     pub(super) fn index_of(&self, rank: usize) -> Option<usize> {

@@ -13,6 +13,7 @@ use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
 use self::inbox::{Inbox, Layout, Outgoing};
+pub(crate) use self::ring::Short;
 use self::ring::most;
 use super::{Broken, Header, Look, Payload, Take, Transport};
 use crate::memory_file;
@@ -87,7 +88,7 @@ impl SharedMemory {
     /// The place of a rank among the node's.
     #[inline(always)]
     #[expect(clippy::inline_always, reason = "part of the way of a short message")]
-    fn place_of(&self, rank: u32) -> Option<usize> {
+    pub(crate) fn place_of(&self, rank: u32) -> Option<usize> {
         // Mostly a node's ranks are in a row.
         let guess = rank.wrapping_sub(self.ranks[0]) as usize;
         if self.ranks.get(guess) == Some(&rank) { Some(guess) } else { self.ranks.binary_search(&rank).ok() }
@@ -224,6 +225,34 @@ impl Transport for SharedMemory {
             Ok(Some(false)) => Ok(Look::Poll),
             Err(garbage) => Err(self.shut(index, peer, garbage)),
         }
+    }
+}
+
+/// The way of short messages that are waited for, by the peer's place among the node's ranks.
+impl SharedMemory {
+    /// Whether it was sent, which it is not where the peer isn't connected or the ring is full.
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "part of the way of a short message")]
+    pub(crate) fn send_now(&mut self, place: u32, header: &Header, payload: &[u8]) -> bool {
+        match self.peers.get_mut(place as usize) {
+            Some(Some(peer)) => peer.outgoing.writer().push_short(header, payload),
+            _ => false,
+        }
+    }
+
+    /// As [`Transport::look_for`]; but only a packet that is all in its line is looked at.
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "part of the way of a short message")]
+    pub(crate) fn look_at(&mut self, place: u32, looks: u32, take: &mut impl Take) -> Short {
+        match self.inbox.reader_of(place as usize) {
+            Some(reader) => reader.pop_short(looks, take),
+            None => Short::Nothing,
+        }
+    }
+
+    /// The rank at a place.
+    pub(crate) fn rank_at(&self, place: u32) -> u32 {
+        self.ranks[place as usize]
     }
 }
 

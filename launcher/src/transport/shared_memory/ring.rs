@@ -67,6 +67,16 @@ pub(super) struct Told {
 
 const _: () = assert!(size_of::<Told>() == LINE);
 
+/// What became of the look for a short packet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Short {
+    Taken,
+    /// None has come, or one that is not taken here.
+    Nothing,
+    /// One that is not all in its line has come.
+    Long,
+}
+
 /// What is in the ring can't have been written by this code.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub(super) enum Garbage {
@@ -157,16 +167,42 @@ impl Writer {
             return self.push_long(*header, payload);
         }
         // A short packet fits where there is a line.
-        if self.position.wrapping_sub(self.taken) >= LINES && !self.room(self.payload)? {
+        if !self.has_line() && !self.room(self.payload)? {
             return Ok(false);
         }
-        // SAFETY: there is a line, as was just seen, and it has room for the payload.
-        unsafe {
-            self.write_header(header);
-            payload::copy(payload.as_ptr(), self.place.line(self.position).add(PAYLOAD), payload.len());
-        }
-        self.publish(payload.len() as u32, self.payload);
+        self.write_short(header, payload);
         Ok(true)
+    }
+
+    /// Writes a packet that fits into a line, if there is one. Whether it did.
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "part of the way of a short message")]
+    pub(super) fn push_short(&mut self, header: &Header, payload: &[u8]) -> bool {
+        let fits = payload.len() <= SMALL && (self.has_line() || self.room(self.payload) == Ok(true));
+        if fits {
+            self.write_short(header, payload);
+        }
+        fits
+    }
+
+    /// Is there a line, as far as is known?
+    #[inline]
+    fn has_line(&self) -> bool {
+        self.position.wrapping_sub(self.taken) < LINES
+    }
+
+    /// Writes a packet into the next line, which has room for it.
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "part of the way of a short message")]
+    fn write_short(&mut self, header: &Header, payload: &[u8]) {
+        let (position, length) = (self.position, payload.len().min(SMALL));
+        let line = self.place.line(position);
+        // SAFETY: there is a line, as the callers have seen, and it has room for the payload.
+        unsafe {
+            write_header(line, header);
+            payload::copy(payload.as_ptr(), line.add(PAYLOAD), length);
+        }
+        self.publish(position, length as u32, self.payload);
     }
 
     #[inline(never)]
@@ -179,38 +215,17 @@ impl Writer {
         let Copied { way, is_measured } = self.write_beside(payload);
         let flags = if way == Way::Around { AROUND } else { 0 } | if is_measured { MEASURED } else { 0 };
         // SAFETY: there is a line, as was just seen.
-        unsafe { self.write_header(&header) };
-        self.publish(payload.len() as u32 | flags, end);
+        unsafe { write_header(self.place.line(self.position), &header) };
+        self.publish(self.position, payload.len() as u32 | flags, end);
         Ok(true)
     }
 
-    /// Writes the next packet's header.
-    ///
-    /// # Safety
-    /// There must be a free line.
+    /// Gives the next line, at `position`, to the reader, with the length of its payload; long payloads end there.
     #[inline]
-    unsafe fn write_header(&mut self, header: &Header) {
-        // Field by field, as it was made: what was stored in parts can't be loaded as a whole before it has left the processor's queue.
-        let Header { kind, context, tag, operation, length } = *header;
-        let line = self.place.line(self.position);
-        // SAFETY: the line has been given back by the reader, whose reads of it happened before that (release by the reader,
-        // acquire in `room`), or was never used. It will not touch it, but for its stamp, before that is stored in `publish`.
-        unsafe {
-            let to = line.add(HEADER).cast::<Header>();
-            (&raw mut (*to).kind).write(kind);
-            (&raw mut (*to).context).write(context);
-            (&raw mut (*to).tag).write(tag);
-            (&raw mut (*to).operation).write(operation);
-            (&raw mut (*to).length).write(length);
-        }
-    }
-
-    /// Gives the next line to the reader, with the length of its payload; long payloads end there.
-    #[inline]
-    fn publish(&mut self, length: u32, end: u32) {
-        self.place.stamp(self.position).store(stamp(self.position, length), Ordering::Release);
-        self.ends[(self.position % LINES) as usize] = end;
-        self.position = self.position.wrapping_add(1);
+    fn publish(&mut self, position: u32, length: u32, end: u32) {
+        self.place.stamp(position).store(stamp(position, length), Ordering::Release);
+        self.ends[(position % LINES) as usize] = end;
+        self.position = position.wrapping_add(1);
         self.payload = end;
     }
 
@@ -258,6 +273,26 @@ impl Writer {
     }
 }
 
+/// Writes a packet's header to its line.
+///
+/// # Safety
+/// The line must be free: given back by the reader, whose reads of it happened before that (release by the reader, acquire in
+/// `room`), or never used. The reader will not touch it, but for its stamp, before that is stored in `publish`.
+#[inline]
+unsafe fn write_header(line: *mut u8, header: &Header) {
+    // Field by field, as it was made: what was stored in parts can't be loaded as a whole before it has left the processor's queue.
+    let Header { kind, context, tag, operation, length } = *header;
+    // SAFETY: by the caller's promise.
+    unsafe {
+        let to = line.add(HEADER).cast::<Header>();
+        (&raw mut (*to).kind).write(kind);
+        (&raw mut (*to).context).write(context);
+        (&raw mut (*to).tag).write(tag);
+        (&raw mut (*to).operation).write(operation);
+        (&raw mut (*to).length).write(length);
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Reader {
     place: Place,
@@ -298,6 +333,25 @@ impl Reader {
         if length as usize > SMALL {
             return self.pop_long(length, take);
         }
+        Ok(Some(self.take_short(length, take)))
+    }
+
+    /// Looks for the next packet, so many times, and lets `take` take it if it is all in its line.
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "part of the way of a short message")]
+    pub(super) fn pop_short(&mut self, looks: u32, take: &mut impl Take) -> Short {
+        match self.look(looks) {
+            None => Short::Nothing,
+            Some(length) if length as usize > SMALL => Short::Long,
+            Some(length) if self.take_short(length, take) => Short::Taken,
+            Some(_) => Short::Nothing,
+        }
+    }
+
+    /// Lets `take` take the next packet, which is there and all in its line. Whether it has.
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "part of the way of a short message")]
+    fn take_short(&mut self, length: u32, take: &mut impl Take) -> bool {
         let line = self.place.line(self.position);
         // SAFETY: as in `pop_long`.
         let (header, payload) = unsafe {
@@ -311,7 +365,7 @@ impl Reader {
                 self.tell();
             }
         }
-        Ok(Some(taken))
+        taken
     }
 
     /// Looks so many times whether the next packet is there; its stamp's length.

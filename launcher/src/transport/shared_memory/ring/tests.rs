@@ -260,3 +260,34 @@ fn the_reader_tells_what_copies_of_either_way_cost_it() {
     }
     assert!(memory.told.costs.iter().all(|cost| cost.load(Ordering::Relaxed) > 0), "{:?}", memory.told);
 }
+
+/// The way of short messages leaves what is not in a line, and what is not wanted, to the other one; both can take turns.
+#[test]
+fn the_short_way_takes_what_is_in_a_line_and_wanted() {
+    let memory = Memory::new(1024);
+    let (mut writer, mut reader) = memory.ends(u32::MAX - 10, 0);
+    let mut buffer = buffer(&memory);
+    for lap in 0..100 {
+        let (short, long) = (payload(lap, 32), payload(lap, 33));
+        assert!(writer.push_short(&header(lap, 32), &short));
+        assert!(!writer.push_short(&header(lap, 33), &long));
+        assert!(writer.try_push(&header(lap, 33), &long).unwrap());
+        let mut got = None;
+        for wanted in [false, true] {
+            let popped = reader.pop_short(1, &mut |header: &Header, payload: Payload<'_>| {
+                got = Some((*header, payload.to_vec()));
+                wanted
+            });
+            assert_eq!(popped, if wanted { Short::Taken } else { Short::Nothing });
+            assert_eq!(got.take(), Some((header(lap, 32), short.clone())));
+        }
+        let mut never = |_: &Header, _: Payload<'_>| -> bool { panic!("it is not all in its line") };
+        assert_eq!(reader.pop_short(1, &mut never), Short::Long);
+        assert_eq!(pop(&mut reader, &mut buffer).unwrap(), Some((header(lap, 33), 33)));
+        assert_eq!(reader.pop_short(1, &mut never), Short::Nothing);
+    }
+    // A full ring has no line.
+    let written = (0..100).take_while(|_| writer.push_short(&header(0, 0), &[])).count();
+    assert!((48..=64).contains(&written), "{written}");
+    assert!(memory.edges_untouched());
+}
