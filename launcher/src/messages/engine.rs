@@ -100,8 +100,14 @@ impl<T: Transport> Engine<T> {
     #[inline(always)]
     #[expect(clippy::inline_always, reason = "each call lengthens the way of a short message")]
     fn may_send(&self, length: usize) -> bool {
-        let core = &self.core;
-        length <= T::SHORT && core.outgoing.is_empty() && core.broken.is_empty()
+        length <= T::SHORT && self.nothing_is_left()
+    }
+
+    /// Is nothing to be sent before, and nobody lost?
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "each call lengthens the way of a short message")]
+    fn nothing_is_left(&self) -> bool {
+        self.core.outgoing.is_empty() && self.core.broken.is_empty()
     }
 
     /// Has nobody but this receive a claim to what comes next from a peer? Others could have the first one to it, or to this receive; and

@@ -11,7 +11,7 @@ impl Engine<Transports> {
     #[inline(always)]
     #[expect(clippy::inline_always, reason = "each call lengthens the way of a short message")]
     pub(crate) fn send_near(&mut self, context: Context, place: u32, tag: u32, bytes: &[u8]) -> bool {
-        if !self.may_send(bytes.len()) {
+        if !self.nothing_is_left() {
             return false;
         }
         let header = Header::eager(context, tag, bytes.len());

@@ -15,13 +15,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use memmap2::MmapRaw;
 
-use super::ring::{LINE, LINES, Place, Reader, Told, Writer};
+use super::ring::{LINE, OtherWay, Place, Reader, SLOT, SLOTS, Told, Writer};
 use crate::memory_file::{self, Card};
 
 const CONNECTED: usize = 0;
 const BITS: usize = 64;
-/// A ring's lines; long payloads come behind them.
-const RING: usize = LINES as usize * LINE;
+/// A ring's slots; long payloads come behind them.
+const RING: usize = SLOTS as usize * SLOT;
 
 /// Where things are in an inbox.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -83,7 +83,7 @@ impl Memory {
         assert!(rank < self.layout.ranks);
         let told = self.at(self.layout.told(rank)).cast::<Told>();
         let ring = self.layout.ring(rank);
-        Place { lines: self.at(ring), payload: self.at(ring + RING), bytes: self.layout.payload, told }
+        Place { slots: self.at(ring), payload: self.at(ring + RING), bytes: self.layout.payload, told }
     }
 }
 
@@ -98,9 +98,10 @@ pub(super) struct Inbox {
     seen: u64,
     /// Who had, a bit each.
     admitted: Vec<u64>,
-    senders: Vec<(usize, Reader)>,
-    /// Where among the senders each rank of the node is.
-    places: Vec<Option<usize>>,
+    /// Those of them that are looked at.
+    senders: Vec<usize>,
+    /// By the rank's place in the node.
+    readers: Vec<Option<Reader>>,
 }
 
 impl Inbox {
@@ -114,7 +115,7 @@ impl Inbox {
             seen: 0,
             admitted: vec![0; layout.ranks.div_ceil(64)],
             senders: Vec::new(),
-            places: vec![None; layout.ranks],
+            readers: (0..layout.ranks).map(|_| None).collect(),
         })
     }
 
@@ -142,11 +143,11 @@ impl Inbox {
             let here = self.memory.word(BITS + word * 8).load(Ordering::Acquire) & bit != 0;
             if here && self.admitted[word] & bit == 0 {
                 self.admitted[word] |= bit;
-                self.places[rank] = Some(self.senders.len());
+                self.senders.push(rank);
                 // SAFETY: the ring is within the map, which lives as long as the inbox and so as long as the reader. As
                 // `admitted` says, the reader is the ring's only one. Its writer is the only one too, as a rank opens an inbox
                 // once. A file's memory is zero at the start.
-                self.senders.push((rank, unsafe { Reader::new(self.memory.ring(rank)) }));
+                self.readers[rank] = Some(unsafe { Reader::new(self.memory.ring(rank)) });
             }
         }
     }
@@ -157,34 +158,33 @@ impl Inbox {
         self.senders.len()
     }
 
-    /// One of them, with the place of its rank among the node's.
+    /// Whose one of them is: its place among the node's ranks.
     #[inline]
-    pub(super) fn sender(&mut self, index: usize) -> (usize, &mut Reader) {
-        let (rank, reader) = &mut self.senders[index];
-        (*rank, reader)
+    pub(super) fn sender(&self, index: usize) -> usize {
+        self.senders[index]
     }
 
-    /// That of a rank of the node, if it has connected.
+    /// The ring of a rank of the node, if it has connected.
     #[inline(always)]
     #[expect(clippy::inline_always, reason = "part of the way of a short message")]
     pub(super) fn reader_of(&mut self, rank: usize) -> Option<&mut Reader> {
-        let index = (*self.places.get(rank)?)?;
-        self.senders.get_mut(index).map(|(_, reader)| reader)
+        self.readers.get_mut(rank)?.as_mut()
     }
 
-    /// The index of a rank of the node among them, if it has connected.
-    #[inline]
-    pub(super) fn index_of(&self, rank: usize) -> Option<usize> {
-        self.places[rank]
-    }
-
-    /// Never again looks at one of them; another takes its index.
-    pub(super) fn shut(&mut self, index: usize) {
-        let (rank, _) = self.senders.swap_remove(index);
-        self.places[rank] = None;
-        if let Some((moved, _)) = self.senders.get(index) {
-            self.places[*moved] = Some(index);
+    /// For what is sent to a rank of the node.
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "part of the way of a short message")]
+    pub(super) fn other_way(&self, rank: usize) -> OtherWay {
+        match self.readers.get(rank) {
+            Some(Some(reader)) => reader.other_way(),
+            _ => OtherWay::default(),
         }
+    }
+
+    /// Never again looks at what a rank of the node sends.
+    pub(super) fn shut(&mut self, rank: usize) {
+        self.senders.retain(|sender| *sender != rank);
+        self.readers[rank] = None;
     }
 }
 

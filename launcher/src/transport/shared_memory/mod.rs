@@ -171,15 +171,18 @@ impl Transport for SharedMemory {
 
     #[inline]
     fn try_send(&mut self, peer: u32, header: &Header, payload: &[u8]) -> Result<bool, Broken> {
+        let way = self.place_of(peer).map(|place| self.inbox.other_way(place)).unwrap_or_default();
         let writer = self.peer(peer)?.outgoing.writer();
-        writer.try_push(header, payload).map_err(|garbage| overwritten(peer, garbage))
+        writer.try_push(way, header, payload).map_err(|garbage| overwritten(peer, garbage))
     }
 
     #[inline(always)]
     #[expect(clippy::inline_always, reason = "part of the way of a short message")]
     fn send_short(&mut self, peer: u32, header: &Header, payload: &[u8]) -> bool {
-        let peer = self.place_of(peer).and_then(|place| self.peers[place].as_mut());
-        peer.is_some_and(|peer| peer.outgoing.writer().try_push(header, payload) == Ok(true))
+        let Some(place) = self.place_of(peer) else { return false };
+        let way = self.inbox.other_way(place);
+        let peer = self.peers[place].as_mut();
+        peer.is_some_and(|peer| peer.outgoing.writer().try_push(way, header, payload) == Ok(true))
     }
 
     #[inline]
@@ -192,7 +195,8 @@ impl Transport for SharedMemory {
         let first = self.last;
         for turn in 0..count {
             let index = if first + turn < count { first + turn } else { first + turn - count };
-            let (place, reader) = self.inbox.sender(index);
+            let place = self.inbox.sender(index);
+            let Some(reader) = self.inbox.reader_of(place) else { continue };
             let rank = self.ranks[place];
             for _ in 0..TURN {
                 let popped = reader.pop(1, &mut |header: &Header, payload: Payload<'_>| {
@@ -205,7 +209,7 @@ impl Transport for SharedMemory {
                         any = true;
                         self.last = index;
                     }
-                    Err(garbage) => return Err(self.shut(index, rank, garbage)),
+                    Err(garbage) => return Err(self.shut(place, rank, garbage)),
                 }
             }
         }
@@ -215,15 +219,13 @@ impl Transport for SharedMemory {
     #[inline(always)]
     #[expect(clippy::inline_always, reason = "part of the way of a short message")]
     fn look_for(&mut self, peer: u32, looks: u32, take: &mut impl Take) -> Result<Look, Broken> {
-        let Some(index) = self.place_of(peer).and_then(|place| self.inbox.index_of(place)) else {
-            return Ok(Look::Poll);
-        };
-        let (_, reader) = self.inbox.sender(index);
+        let Some(place) = self.place_of(peer) else { return Ok(Look::Poll) };
+        let Some(reader) = self.inbox.reader_of(place) else { return Ok(Look::Poll) };
         match reader.pop(looks, take) {
             Ok(None) => Ok(Look::Nothing),
             Ok(Some(true)) => Ok(Look::Taken),
             Ok(Some(false)) => Ok(Look::Poll),
-            Err(garbage) => Err(self.shut(index, peer, garbage)),
+            Err(garbage) => Err(self.shut(place, peer, garbage)),
         }
     }
 }
@@ -234,8 +236,9 @@ impl SharedMemory {
     #[inline(always)]
     #[expect(clippy::inline_always, reason = "part of the way of a short message")]
     pub(crate) fn send_now(&mut self, place: u32, header: &Header, payload: &[u8]) -> bool {
+        let way = self.inbox.other_way(place as usize);
         match self.peers.get_mut(place as usize) {
-            Some(Some(peer)) => peer.outgoing.writer().push_short(header, payload),
+            Some(Some(peer)) => peer.outgoing.writer().push_short(way, header, payload),
             _ => false,
         }
     }
@@ -259,8 +262,8 @@ impl SharedMemory {
 impl SharedMemory {
     /// The end of what a peer sends can't be found again, so nothing more is read from it.
     #[cold]
-    fn shut(&mut self, index: usize, rank: u32, garbage: ring::Garbage) -> Broken {
-        self.inbox.shut(index);
+    fn shut(&mut self, place: usize, rank: u32, garbage: ring::Garbage) -> Broken {
+        self.inbox.shut(place);
         self.last = 0;
         overwritten(rank, garbage)
     }

@@ -1,4 +1,5 @@
 use std::cell::UnsafeCell;
+use std::sync::atomic::AtomicBool;
 
 use proptest::prelude::*;
 
@@ -19,6 +20,9 @@ unsafe impl Sync for Memory {}
 
 const EDGE: u8 = 0xA5;
 
+/// Nothing has come the other way.
+const SILENT: OtherWay = OtherWay { read: 0, heard: 0 };
+
 impl Memory {
     /// With so many bytes for long payloads.
     fn new(bytes: u32) -> Self {
@@ -26,14 +30,18 @@ impl Memory {
             let line = |byte| Line(UnsafeCell::new([byte; LINE]));
             (0..lines + 2).map(|index| line(if (1..=lines).contains(&index) { 0 } else { EDGE })).collect()
         };
-        Self { lines: edged(LINES), payload: edged(bytes / LINE as u32), told: Box::default() }
+        Self {
+            lines: edged(SLOTS * (SLOT / LINE) as u32),
+            payload: edged(bytes / LINE as u32),
+            told: Box::default(),
+        }
     }
 
     fn place(&self) -> Place {
         // From the slice's pointer, not a line's, so that it may go on behind the line.
         let inner = |lines: &[Line]| lines.as_ptr().wrapping_add(1).cast_mut().cast::<u8>();
         Place {
-            lines: inner(&self.lines),
+            slots: inner(&self.lines),
             payload: inner(&self.payload),
             bytes: (self.payload.len() - 2) as u32 * LINE as u32,
             told: &raw const *self.told,
@@ -80,20 +88,21 @@ fn payload(number: u32, length: usize) -> Vec<u8> {
 }
 
 fn buffer(memory: &Memory) -> Vec<u8> {
-    vec![0; most(memory.place().bytes)]
+    vec![0; most(memory.place().bytes).max(SMALL)]
 }
 
 #[test]
 fn a_ring_holds_four_of_the_longest_packets_or_64_short_ones() {
-    for bytes in [256, 32 << 10] {
+    for bytes in [512, 32 << 10] {
         let memory = Memory::new(bytes);
         let (mut writer, mut reader) = memory.ends(u32::MAX - 70, 0_u32.wrapping_sub(2 * bytes));
         let mut buffer = buffer(&memory);
         for lap in 0..10 {
-            for (count, length) in [(4, most(bytes)), (64, 32)] {
+            for (count, length) in [(4, most(bytes)), (64, 96)] {
                 let sent = payload(lap, length);
-                let fits =
-                    (0..100).take_while(|_| writer.try_push(&header(lap, length), &sent).unwrap()).count();
+                let fits = (0..100)
+                    .take_while(|_| writer.try_push(SILENT, &header(lap, length), &sent).unwrap())
+                    .count();
                 // Later the reader has taken a little more than it has told.
                 assert!(fits == count || (lap > 0 && (count - count / 4..count).contains(&fits)), "{fits}");
                 for _ in 0..fits {
@@ -109,9 +118,9 @@ fn a_ring_holds_four_of_the_longest_packets_or_64_short_ones() {
 
 #[test]
 fn a_length_that_leads_outside_is_refused() {
-    for bytes in [256, 32 << 10] {
+    for bytes in [512, 32 << 10] {
         for length in [most(bytes) + 1, bytes as usize, MEASURED as usize - 1] {
-            for position in [0, LINES - 1, u32::MAX] {
+            for position in [0, SLOTS - 1, u32::MAX] {
                 let memory = Memory::new(bytes);
                 let (_, mut reader) = memory.ends(position, 0);
                 memory.forge(position, length as u32);
@@ -123,13 +132,16 @@ fn a_length_that_leads_outside_is_refused() {
 
 #[test]
 fn a_reader_that_took_what_was_not_written_is_refused() {
-    let memory = Memory::new(256);
+    let memory = Memory::new(512);
     let (mut writer, _) = memory.ends(0, 0);
-    while writer.try_push(&header(0, 0), &[]).unwrap() {}
-    for taken in [65, 1 << 31, u32::MAX] {
+    while writer.try_push(SILENT, &header(0, 0), &[]).unwrap() {}
+    for taken in [65, 1 << 30] {
         memory.told.taken.store(taken, Ordering::Release);
-        assert_eq!(writer.try_push(&header(0, 0), &[]), Err(Garbage::Taken { taken, written: 64 }));
+        assert_eq!(writer.try_push(SILENT, &header(0, 0), &[]), Err(Garbage::Taken { taken, written: 64 }));
     }
+    // Older than what was heard, perhaps.
+    memory.told.taken.store(u32::MAX, Ordering::Release);
+    assert_eq!(writer.try_push(SILENT, &header(0, 0), &[]), Ok(false));
 }
 
 /// The whole memory of a ring is what another process may have made of it.
@@ -151,7 +163,7 @@ fn garbage_never_leads_outside() {
             if random() % 4 == 0 {
                 memory.told.taken.store(position.wrapping_add(random() % 64), Ordering::Relaxed);
             }
-            let _ = writer.try_push(&header(0, 0), &vec![0xFF; random() as usize % 257]);
+            let _ = writer.try_push(SILENT, &header(0, 0), &vec![0xFF; random() as usize % 257]);
             let _ = pop(&mut reader, &mut buffer);
         }
         assert!(memory.edges_untouched());
@@ -160,22 +172,29 @@ fn garbage_never_leads_outside() {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 10 } else { 2000 }))]
-    /// Against a queue: packets (some) and takes (none) in any order.
+    /// Against a queue: packets (some) and takes (none) in any order, and how far the reader has come is heard now and then.
     #[test]
     fn what_goes_in_comes_out_in_order(
-        bytes in prop::sample::select(vec![256_u32, 1024, 4096]),
-        before_wrap in 0_u32..40,
-        steps in prop::collection::vec(prop::option::weighted(0.6, (0.0..1.0_f64, any::<bool>())), 0..200),
+        bytes in prop::sample::select(vec![512_u32, 1024, 4096]),
+        begin in prop::sample::select(vec![ERA - 40, 1000, u32::MAX - 20]),
+        steps in prop::collection::vec(
+            (prop::option::weighted(0.6, (0.0..1.0_f64, any::<bool>())), prop::bool::weighted(0.3)),
+            0..200,
+        ),
     ) {
         let memory = Memory::new(bytes);
-        let (mut writer, mut reader) = memory.ends(u32::MAX - before_wrap, 0_u32.wrapping_sub(before_wrap * 64));
+        let (mut writer, mut reader) = memory.ends(begin, 0_u32.wrapping_sub(begin % 64 * 64));
         let mut buffer = buffer(&memory);
         let mut model = std::collections::VecDeque::new();
-        for (number, step) in (0..).zip(&steps) {
+        let mut way = OtherWay { read: 0, heard: begin.wrapping_sub(1) };
+        for (number, (step, hears)) in (0..).zip(&steps) {
+            if *hears {
+                way.heard = reader.position;
+            }
             if let Some((fraction, short)) = step {
-                let length = (fraction * (if *short { 40 } else { most(bytes) } + 1) as f64) as usize;
+                let length = (fraction * (if *short { SMALL + 8 } else { most(bytes) } + 1) as f64) as usize;
                 let bytes = payload(number, length);
-                if writer.try_push(&header(number, length), &bytes).unwrap() {
+                if writer.try_push(way, &header(number, length), &bytes).unwrap() {
                     model.push_back((header(number, length), bytes));
                 } else {
                     prop_assert!(!model.is_empty(), "an empty ring has room");
@@ -190,18 +209,44 @@ proptest! {
     }
 }
 
-/// Two threads; under Miri, which reports every access that the stamps don't order, with fewer packets.
+/// Ranks that answer each other: each packet is in the first slot, whatever the ring has seen before; and once in an era all slots are used.
+#[test]
+fn who_has_heard_that_all_is_read_starts_at_the_first_slot() {
+    let memory = Memory::new(1024);
+    let (mut writer, mut reader) = memory.ends(ERA - 100, 0);
+    let mut buffer = buffer(&memory);
+    let mut used = std::collections::BTreeSet::new();
+    for number in 0..400 {
+        // A short one, and one that has its payload beside.
+        let sent = payload(number, [8, 200][number as usize % 2]);
+        let way = OtherWay { read: number, heard: reader.position };
+        assert!(writer.try_push(way, &header(number, sent.len()), &sent).unwrap());
+        let slot = writer.slot.wrapping_sub(1) % SLOTS;
+        match number {
+            0..100 | 228.. => assert_eq!(slot, 0, "{number}"),
+            _ => _ = used.insert(slot),
+        }
+        assert_eq!(pop(&mut reader, &mut buffer).unwrap(), Some((header(number, sent.len()), sent.len())));
+        assert_eq!(buffer[..sent.len()], sent);
+        assert_eq!(reader.other_way(), OtherWay { read: writer.position, heard: number });
+    }
+    assert_eq!(used.len(), SLOTS as usize);
+    assert!(memory.edges_untouched());
+}
+
+/// Two threads; under Miri, which reports every access that the stamps don't order, with fewer packets. The writer hears how far the reader has
+/// come as by packets the other way.
 #[test]
 fn two_threads_agree() {
-    let packets = if cfg!(miri) { 150 } else { 20_000 };
-    for bytes in [256, 4096] {
+    let packets = if cfg!(miri) { 300 } else { 20_000 };
+    for bytes in [512, 4096] {
         let memory = Memory::new(bytes);
         let length = |number: u32| number.wrapping_mul(2_654_435_761) as usize >> 16 & 0xFFFF_FFFF;
         let length = |number: u32| match number % 3 {
             0 => length(number) % (most(bytes) + 1),
-            _ => length(number) % 33,
+            _ => length(number) % (SMALL + 1),
         };
-        let memory = &memory;
+        let (memory, heard, gone) = (&memory, &AtomicU32::new(0), &AtomicBool::new(false));
         let (mut writer, mut reader) = {
             // SAFETY: made once each; the memory outlives the threads.
             unsafe { (Ends(Writer::new(memory.place())), Ends(Reader::new(memory.place()))) }
@@ -211,27 +256,56 @@ fn two_threads_agree() {
                 let writer = writer.get();
                 for number in 0..packets {
                     let bytes = payload(number, length(number));
-                    while !writer.try_push(&header(number, bytes.len()), &bytes).unwrap() {
+                    // In some times the reader says nothing, and all slots are used.
+                    let is_silent = number / 256 % 2 == 1;
+                    let mut push = || {
+                        let heard = if is_silent { 0 } else { heard.load(Ordering::Acquire) };
+                        let way = OtherWay { read: 0, heard };
+                        writer.try_push(way, &header(number, bytes.len()), &bytes).unwrap()
+                    };
+                    while !push() {
+                        assert!(!gone.load(Ordering::Relaxed), "nobody reads any more");
+                        std::thread::yield_now();
+                    }
+                    // Now and then, for a while, the reader is waited for.
+                    while (is_silent || number % 64 > 40) && heard.load(Ordering::Relaxed) <= number {
+                        let is_read = || heard.load(Ordering::Relaxed) > number;
+                        assert!(!gone.load(Ordering::Acquire) || is_read(), "nobody reads any more");
                         std::thread::yield_now();
                     }
                 }
             });
             scope.spawn(move || {
+                let _gone = Gone(gone);
                 let reader = reader.get();
                 let mut buffer = buffer(memory);
+                let mut looks = 0_u32;
                 for number in 0..packets {
                     let (got, bytes) = loop {
                         match pop(reader, &mut buffer).unwrap() {
                             Some(packet) => break packet,
-                            None => std::thread::yield_now(),
+                            // Mostly it is there at any moment of the next look.
+                            None if looks.is_multiple_of(1000) => std::thread::yield_now(),
+                            None => {}
                         }
+                        looks = looks.wrapping_add(1);
                     };
                     assert_eq!(got, header(number, length(number)));
                     assert_eq!(buffer[..bytes], payload(number, length(number)));
+                    heard.store(reader.position, Ordering::Release);
                 }
             });
         });
         assert!(memory.edges_untouched());
+    }
+}
+
+/// Says that its thread has ended, whatever the reason.
+struct Gone<'a>(&'a AtomicBool);
+
+impl Drop for Gone<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
     }
 }
 
@@ -255,7 +329,7 @@ fn the_reader_tells_what_copies_of_either_way_cost_it() {
     let (mut writer, mut reader) = memory.ends(0, 0);
     let (sent, mut buffer) = (payload(1, 4096), buffer(&memory));
     for _ in 0..300 {
-        assert!(writer.try_push(&header(1, sent.len()), &sent).unwrap());
+        assert!(writer.try_push(SILENT, &header(1, sent.len()), &sent).unwrap());
         assert!(pop(&mut reader, &mut buffer).unwrap().is_some());
     }
     assert!(memory.told.costs.iter().all(|cost| cost.load(Ordering::Relaxed) > 0), "{:?}", memory.told);
@@ -268,10 +342,10 @@ fn the_short_way_takes_what_is_in_a_line_and_wanted() {
     let (mut writer, mut reader) = memory.ends(u32::MAX - 10, 0);
     let mut buffer = buffer(&memory);
     for lap in 0..100 {
-        let (short, long) = (payload(lap, 32), payload(lap, 33));
-        assert!(writer.push_short(&header(lap, 32), &short));
-        assert!(!writer.push_short(&header(lap, 33), &long));
-        assert!(writer.try_push(&header(lap, 33), &long).unwrap());
+        let (short, long) = (payload(lap, 96), payload(lap, 97));
+        assert!(writer.push_short(SILENT, &header(lap, 96), &short));
+        assert!(!writer.push_short(SILENT, &header(lap, 97), &long));
+        assert!(writer.try_push(SILENT, &header(lap, 97), &long).unwrap());
         let mut got = None;
         for wanted in [false, true] {
             let popped = reader.pop_short(1, &mut |header: &Header, payload: Payload<'_>| {
@@ -279,15 +353,15 @@ fn the_short_way_takes_what_is_in_a_line_and_wanted() {
                 wanted
             });
             assert_eq!(popped, if wanted { Short::Taken } else { Short::Nothing });
-            assert_eq!(got.take(), Some((header(lap, 32), short.clone())));
+            assert_eq!(got.take(), Some((header(lap, 96), short.clone())));
         }
         let mut never = |_: &Header, _: Payload<'_>| -> bool { panic!("it is not all in its line") };
         assert_eq!(reader.pop_short(1, &mut never), Short::Long);
-        assert_eq!(pop(&mut reader, &mut buffer).unwrap(), Some((header(lap, 33), 33)));
+        assert_eq!(pop(&mut reader, &mut buffer).unwrap(), Some((header(lap, 97), 97)));
         assert_eq!(reader.pop_short(1, &mut never), Short::Nothing);
     }
     // A full ring has no line.
-    let written = (0..100).take_while(|_| writer.push_short(&header(0, 0), &[])).count();
+    let written = (0..100).take_while(|_| writer.push_short(SILENT, &header(0, 0), &[])).count();
     assert!((48..=64).contains(&written), "{written}");
     assert!(memory.edges_untouched());
 }
