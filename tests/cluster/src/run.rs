@@ -109,9 +109,12 @@ impl Program {
     /// Runs it to its end, for at most a minute.
     ///
     /// # Errors
-    /// If it can't be started.
+    /// If it can't be started, or takes longer.
     pub fn run(self, cluster: &Cluster) -> Result<Ran> {
-        self.start(cluster)?.wait()
+        let ran = self.start(cluster)?.wait()?;
+        // What it waited for, the daemons may know.
+        ensure!(ran.status != OUT_OF_TIME, "{ran}{}", cluster.logs());
+        Ok(ran)
     }
 
     /// Starts it, to be ended by itself or within a minute.
@@ -149,6 +152,9 @@ impl Program {
         Ok(Running { child: child.with_context(|| line.clone())?, line })
     }
 }
+
+/// The exit code of `timeout` where it had to end a command.
+const OUT_OF_TIME: i32 = 124;
 
 /// A command that was started.
 #[derive(Debug)]
