@@ -40,7 +40,7 @@ impl Engine<Transports> {
         }
     }
 
-    /// The same for a packet that has come and is not all in its line. Inlined it would have the message in memory.
+    /// The same for a packet that has come and is not all in its slot. Inlined it would have the message in memory.
     #[inline(never)]
     fn receive_beside(&mut self, context: Context, place: u32, tag: u32, room: &mut [u8]) -> Option<usize> {
         let source = self.transport.shared()?.rank_at(place);

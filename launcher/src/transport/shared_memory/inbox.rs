@@ -171,11 +171,11 @@ impl Inbox {
         self.readers.get_mut(rank)?.as_mut()
     }
 
-    /// For what is sent to a rank of the node.
+    /// For the next packet to a rank of the node.
     #[inline(always)]
     #[expect(clippy::inline_always, reason = "part of the way of a short message")]
-    pub(super) fn other_way(&self, rank: usize) -> OtherWay {
-        match self.readers.get(rank) {
+    pub(super) fn other_way(&mut self, rank: usize) -> OtherWay {
+        match self.readers.get_mut(rank) {
             Some(Some(reader)) => reader.other_way(),
             _ => OtherWay::default(),
         }

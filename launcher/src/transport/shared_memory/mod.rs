@@ -243,7 +243,7 @@ impl SharedMemory {
         }
     }
 
-    /// As [`Transport::look_for`]; but only a packet that is all in its line is looked at.
+    /// As [`Transport::look_for`]; but only a packet that is all in its slot is looked at.
     #[inline(always)]
     #[expect(clippy::inline_always, reason = "part of the way of a short message")]
     pub(crate) fn look_at(&mut self, place: u32, looks: u32, take: &mut impl Take) -> Short {

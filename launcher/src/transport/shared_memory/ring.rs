@@ -64,7 +64,7 @@ impl Packed {
     }
 }
 
-/// Lines of a ring.
+/// Slots of a ring.
 pub(super) const SLOTS: u32 = 64;
 /// After so many packets none starts at the first slot for two laps: so no slot keeps a stamp until its position comes again.
 const ERA: u32 = 1 << 30;
@@ -116,8 +116,8 @@ pub(crate) enum Short {
 pub(super) struct OtherWay {
     /// How far it has read: to be told.
     read: u32,
-    /// How far the peer had read when it sent what was read last.
-    heard: u32,
+    /// How far the peer had read when it sent what was read last, if that is news: later it could be a position that comes again.
+    heard: Option<u32>,
 }
 
 /// What is in the ring can't have been written by this code.
@@ -212,8 +212,8 @@ impl Writer {
     #[inline(always)]
     #[expect(clippy::inline_always, reason = "part of the way of a short message")]
     fn start(&mut self, way: OtherWay) {
-        if way.heard == self.position && !self.slot.is_multiple_of(SLOTS) && self.position % ERA >= 2 * SLOTS
-        {
+        let is_all_read = way.heard == Some(self.position);
+        if is_all_read && !self.slot.is_multiple_of(SLOTS) && self.position % ERA >= 2 * SLOTS {
             self.slot = 0;
             self.taken = self.position;
             self.payload = self.place.start(self.payload);
@@ -353,7 +353,8 @@ impl Writer {
 ///
 /// # Safety
 /// The slot must be free: given back by the reader, whose reads of it happened before that (release by the reader, acquire in
-/// `room` or where the packet was found that said so), or never used. The reader will not touch it, but for its stamp, before that is stored in `publish`.
+/// `room` or where the packet was found that said so), or never used. The reader will not touch it, but for its stamp, before that
+/// is stored in `publish`.
 #[inline]
 unsafe fn write_header(slot: *mut u8, read: u32, header: &Header) {
     // Field by field, as it was made: what was stored in parts can't be loaded as a whole before it has left the processor's queue.
@@ -376,8 +377,8 @@ pub(super) struct Reader {
     position: u32,
     /// Its slot, if it does not start at the first one.
     slot: u32,
-    /// How far the writer had read what goes the other way.
-    heard: u32,
+    /// How far the writer had read what goes the other way, until that was asked for.
+    heard: Option<u32>,
     /// The next long payload's place.
     payload: u32,
     /// What the writer was last told, and how far in long payloads that is.
@@ -395,7 +396,17 @@ impl Reader {
     /// As for [`Writer::new`], with one writer.
     pub(super) unsafe fn new(place: Place) -> Self {
         let (found, measured) = (false, Measured::default());
-        Self { place, position: 0, slot: 0, heard: 0, payload: 0, told: 0, payload_told: 0, found, measured }
+        Self {
+            place,
+            position: 0,
+            slot: 0,
+            heard: None,
+            payload: 0,
+            told: 0,
+            payload_told: 0,
+            found,
+            measured,
+        }
     }
 
     /// As if so many slots and bytes had gone through the ring.
@@ -404,10 +415,10 @@ impl Reader {
         Self { position, slot: position, told: position, payload, payload_told: payload, ..self }
     }
 
-    /// For the writer of the ring the other way.
+    /// For the next packet the other way.
     #[inline]
-    pub(super) fn other_way(&self) -> OtherWay {
-        OtherWay { read: self.position, heard: self.heard }
+    pub(super) fn other_way(&mut self) -> OtherWay {
+        OtherWay { read: self.position, heard: self.heard.take() }
     }
 
     /// Looks for the next packet, so many times; `take` says whether it has taken it, and so does the result. The payload's length is
@@ -446,7 +457,7 @@ impl Reader {
         };
         let taken = take.take(&packed.header(), payload);
         if taken {
-            self.heard = packed.read;
+            self.heard = Some(packed.read);
             self.go_on();
             if self.position.wrapping_sub(self.told) >= SLOTS / 4 {
                 self.tell();
@@ -477,7 +488,7 @@ impl Reader {
         Some((stamp >> 32) as u32 & !VALID)
     }
 
-    /// Looks again, so many times with the first one.
+    /// Looks again, so many times with the look before it.
     #[inline(always)]
     #[expect(clippy::inline_always, reason = "part of the way of a short message")]
     fn wait(&mut self, looks: u32) -> Option<u64> {
@@ -534,8 +545,8 @@ impl Reader {
         let slot = place.slot(self.slot);
         // SAFETY: `split` never leads behind the ring's end, and the length is at most a quarter of it. The writer's stores to
         // the slot and the payload happened before that of the stamp, and it writes there again only after they have been given
-        // back, in `tell` or by a packet that says `position`. A peer that breaks the rules can garble the bytes only, which are copied and nothing but bytes: any are
-        // valid in `Packed` and in what a payload is copied to.
+        // back, in `tell` or by a packet that says `position`. A peer that breaks the rules can garble the bytes only, which are
+        // copied and nothing but bytes: any are valid in `Packed` and in what a payload is copied to.
         let (packed, payload) = unsafe {
             let packed = slot.add(HEADER).cast::<Packed>().read();
             let (begin, first) = place.split(self.payload, length);
@@ -544,7 +555,7 @@ impl Reader {
         if !self.measured.measure(copied, length, || take.take(&packed.header(), payload)) {
             return Ok(Some(false));
         }
-        self.heard = packed.read;
+        self.heard = Some(packed.read);
         self.go_on();
         self.payload = self.payload.wrapping_add(beside(length));
         if self.position.wrapping_sub(self.told) >= SLOTS / 4

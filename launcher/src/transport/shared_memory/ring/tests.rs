@@ -21,7 +21,7 @@ unsafe impl Sync for Memory {}
 const EDGE: u8 = 0xA5;
 
 /// Nothing has come the other way.
-const SILENT: OtherWay = OtherWay { read: 0, heard: 0 };
+const SILENT: OtherWay = OtherWay { read: 0, heard: None };
 
 impl Memory {
     /// With so many bytes for long payloads.
@@ -186,10 +186,10 @@ proptest! {
         let (mut writer, mut reader) = memory.ends(begin, 0_u32.wrapping_sub(begin % 64 * 64));
         let mut buffer = buffer(&memory);
         let mut model = std::collections::VecDeque::new();
-        let mut way = OtherWay { read: 0, heard: begin.wrapping_sub(1) };
+        let mut way = OtherWay { read: 0, heard: None };
         for (number, (step, hears)) in (0..).zip(&steps) {
             if *hears {
-                way.heard = reader.position;
+                way.heard = Some(reader.position);
             }
             if let Some((fraction, short)) = step {
                 let length = (fraction * (if *short { SMALL + 8 } else { most(bytes) } + 1) as f64) as usize;
@@ -219,7 +219,7 @@ fn who_has_heard_that_all_is_read_starts_at_the_first_slot() {
     for number in 0..400 {
         // A short one, and one that has its payload beside.
         let sent = payload(number, [8, 200][number as usize % 2]);
-        let way = OtherWay { read: number, heard: reader.position };
+        let way = OtherWay { read: number, heard: Some(reader.position) };
         assert!(writer.try_push(way, &header(number, sent.len()), &sent).unwrap());
         let slot = writer.slot.wrapping_sub(1) % SLOTS;
         match number {
@@ -228,7 +228,10 @@ fn who_has_heard_that_all_is_read_starts_at_the_first_slot() {
         }
         assert_eq!(pop(&mut reader, &mut buffer).unwrap(), Some((header(number, sent.len()), sent.len())));
         assert_eq!(buffer[..sent.len()], sent);
-        assert_eq!(reader.other_way(), OtherWay { read: writer.position, heard: number });
+        // It is news once: the position could come again.
+        for heard in [Some(number), None] {
+            assert_eq!(reader.other_way(), OtherWay { read: writer.position, heard });
+        }
     }
     assert_eq!(used.len(), SLOTS as usize);
     assert!(memory.edges_untouched());
@@ -259,7 +262,7 @@ fn two_threads_agree() {
                     // In some times the reader says nothing, and all slots are used.
                     let is_silent = number / 256 % 2 == 1;
                     let mut push = || {
-                        let heard = if is_silent { 0 } else { heard.load(Ordering::Acquire) };
+                        let heard = (!is_silent).then(|| heard.load(Ordering::Acquire));
                         let way = OtherWay { read: 0, heard };
                         writer.try_push(way, &header(number, bytes.len()), &bytes).unwrap()
                     };
