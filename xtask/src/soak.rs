@@ -162,9 +162,12 @@ fn miri(interrupt: &Interrupt) -> Result<ExitCode> {
             );
         }
     }
-    for (package, tests) in
-        [("roce-bootstrap", "core::"), ("roce-launcher", "ring::"), ("roce-launcher", "windows::")]
-    {
+    for (package, tests) in [
+        ("roce-bootstrap", "core::"),
+        ("roce-launcher", "ring::"),
+        ("roce-launcher", "together::"),
+        ("roce-launcher", "windows::"),
+    ] {
         let mut command = miri(&["test", "-p", package, "--lib", tests]);
         // Proptest asks for the current folder.
         command.env("MIRIFLAGS", "-Zmiri-disable-isolation");

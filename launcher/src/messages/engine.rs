@@ -1,7 +1,7 @@
 //! Turns sends and receives into packets and back. It is driven by the program's own calls; nothing happens between them.
 //!
 //! A short message is sent at once, in one packet or several. A longer one is offered; when a receive for it is there, its rank
-//! fetches the bytes from the sender's memory where the transport can do that, else it accepts and the sender sends them in
+//! has the transport fetch the bytes from the sender's memory where it can do that, else it accepts and the sender sends them in
 //! pieces. It accepts too where the sender does nothing but wait: two that copy at the same time are faster than one.
 
 mod arrivals;
@@ -550,7 +550,8 @@ impl<T: Transport> Engine<T> {
             let fetched = if offer.waiting && offer.place.is_plain() {
                 Ok(Fetched::Impossible)
             } else {
-                self.transport.fetch(source, offer.place, memory, message.length, operation)
+                let theirs = (offer.operation, offer.place);
+                self.transport.fetch(source, theirs, memory, message.length, operation)
             };
             match fetched {
                 Ok(Fetched::Done) => {

@@ -158,7 +158,7 @@ pub(crate) trait Transport {
     /// Ends an operation's offer, if there is one. Where the peer is not done with it, it must not be able to read the memory from here on.
     fn withdraw(&mut self, _operation: u32, _is_done: bool) {}
 
-    /// Reads memory of a peer to the first `length` bytes of the operation's, all of it or nothing. What was started is told by
+    /// Reads memory of a peer, which its operation has offered at this place, to the first `length` bytes of the operation's. What was started is told by
     /// [`take_fetched`](Self::take_fetched); until then, or until it is abandoned, nobody may touch the operation's memory.
     ///
     /// # Errors
@@ -166,7 +166,7 @@ pub(crate) trait Transport {
     fn fetch(
         &mut self,
         _peer: u32,
-        _place: Place,
+        _offer: (u32, Place),
         _memory: &mut LentMut,
         _length: usize,
         _operation: u32,

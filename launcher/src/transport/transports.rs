@@ -393,13 +393,19 @@ impl Transport for Transports {
     }
 
     fn offer(&mut self, peer: u32, operation: u32, memory: &Lent) -> Offered {
-        match (self.ways.get(peer as usize), &mut self.verbs) {
-            (Some(Way::Verbs), Some(verbs)) => verbs.offer(peer, operation, memory),
+        match (self.ways.get(peer as usize), &mut self.shared, &mut self.verbs) {
+            (Some(Way::Verbs), _, Some(verbs)) => verbs.offer(peer, operation, memory),
+            (Some(Way::Shared | Way::SharedLater(_)), Some(shared), _) => {
+                shared.offer(peer, operation, memory)
+            }
             _ => Offered::plain(memory.address()),
         }
     }
 
     fn withdraw(&mut self, operation: u32, is_done: bool) {
+        if let Some(shared) = &mut self.shared {
+            shared.withdraw(operation, is_done);
+        }
         if let Some(verbs) = &mut self.verbs {
             verbs.withdraw(operation, is_done);
         }
@@ -408,29 +414,28 @@ impl Transport for Transports {
     fn fetch(
         &mut self,
         peer: u32,
-        place: Offered,
+        offer: (u32, Offered),
         memory: &mut LentMut,
         length: usize,
         operation: u32,
     ) -> Result<Fetched, Broken> {
         self.open(peer)?;
         match (self.ways.get(peer as usize), &mut self.shared, &mut self.verbs) {
-            (Some(Way::Verbs), _, Some(verbs)) => verbs.fetch(peer, place, memory, length, operation),
-            (Some(Way::Shared), Some(shared), _) if place.is_plain() => {
-                if shared.readable(peer).is_err() {
-                    return Ok(Fetched::Impossible);
-                }
-                shared.fetch(peer, place.address, &mut memory.bytes()[..length]).map(|()| Fetched::Done)
-            }
+            (Some(Way::Verbs), _, Some(verbs)) => verbs.fetch(peer, offer, memory, length, operation),
+            (Some(Way::Shared), Some(shared), _) => shared.fetch(peer, offer, memory, length, operation),
             _ => Ok(Fetched::Impossible),
         }
     }
 
     fn take_fetched(&mut self) -> Option<u32> {
-        self.verbs.as_mut()?.take_fetched()
+        let here = self.shared.as_mut().and_then(Transport::take_fetched);
+        here.or_else(|| self.verbs.as_mut()?.take_fetched())
     }
 
     fn abandon(&mut self, operation: u32) {
+        if let Some(shared) = &mut self.shared {
+            shared.abandon(operation);
+        }
         if let Some(verbs) = &mut self.verbs {
             verbs.abandon(operation);
         }
@@ -484,8 +489,10 @@ impl Transport for Transports {
     }
 
     fn forget(&mut self, peer: u32, why: &str) {
-        if let (Some(Way::Verbs), Some(verbs)) = (self.ways.get(peer as usize), &mut self.verbs) {
-            verbs.forget(peer, why);
+        match (self.ways.get(peer as usize), &mut self.shared, &mut self.verbs) {
+            (Some(Way::Verbs), _, Some(verbs)) => verbs.forget(peer, why),
+            (Some(Way::Shared), Some(shared), _) => shared.forget(peer, why),
+            _ => {}
         }
     }
 }

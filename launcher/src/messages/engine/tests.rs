@@ -92,7 +92,7 @@ impl Transport for Queues {
     fn fetch(
         &mut self,
         _: u32,
-        place: Place,
+        (_, place): (u32, Place),
         memory: &mut LentMut,
         length: usize,
         operation: u32,

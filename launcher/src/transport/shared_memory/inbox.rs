@@ -79,9 +79,14 @@ impl Memory {
         unsafe { &*self.at(offset).cast::<AtomicU64>() }
     }
 
+    fn told(&self, rank: usize) -> &Told {
+        // SAFETY: as in `word`: all of a `Told` are atomic words.
+        unsafe { &*self.at(self.layout.told(rank)).cast::<Told>() }
+    }
+
     fn ring(&self, rank: usize) -> Place {
         assert!(rank < self.layout.ranks);
-        let told = self.at(self.layout.told(rank)).cast::<Told>();
+        let told: *const Told = self.told(rank);
         let ring = self.layout.ring(rank);
         Place { slots: self.at(ring), payload: self.at(ring + RING), bytes: self.layout.payload, told }
     }
@@ -179,6 +184,11 @@ impl Inbox {
             Some(Some(reader)) => reader.other_way(),
             _ => OtherWay::default(),
         }
+    }
+
+    /// What a rank of the node and this one say to each other about messages that both copy.
+    pub(super) fn meeting(&self, rank: usize) -> &AtomicU64 {
+        self.memory.told(rank).meeting()
     }
 
     /// Never again looks at what a rank of the node sends.

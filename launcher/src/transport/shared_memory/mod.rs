@@ -2,12 +2,13 @@
 //!
 //! Every rank has an [`inbox`] with a [`ring`] for each rank of the node. Its [`Card`], which the exchange carries, says where
 //! the others find it; they map it when they first want to send. Long messages need not go through it where a rank may
-//! read another's memory: [`single_copy`].
+//! read another's memory: [`single_copy`]. Where the sender has nothing else to do, part of them does: [`together`].
 
 mod copy;
 mod inbox;
 mod ring;
 mod single_copy;
+mod together;
 
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
@@ -15,8 +16,10 @@ use serde::{Deserialize, Serialize};
 use self::inbox::{Inbox, Layout, Outgoing};
 pub(crate) use self::ring::Short;
 use self::ring::most;
-use super::{Broken, Header, Look, Payload, Take, Transport};
+use self::together::{Together, is_of_meeting};
+use super::{Broken, Fetched, Header, Look, Payload, Place, Take, Transport};
 use crate::memory_file;
+use crate::messages::{Lent, LentMut};
 
 /// Packets from one peer that one poll gives at most, so that nobody is starved.
 const TURN: usize = 16;
@@ -26,6 +29,8 @@ const UNASKED: usize = 64 << 10;
 /// Messages up to so many bytes go in pieces of so many.
 const SHORT: usize = 16 << 10;
 const PIECE: usize = 2 << 10;
+/// Looks for the last pieces of a message, which its sender has taken to send at once.
+const LAST_LOOKS: u32 = 1000;
 
 /// How other ranks of the node find this one.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -59,6 +64,7 @@ pub(crate) struct SharedMemory {
     /// Who sent last, among the inbox's senders.
     last: usize,
     inbox: Inbox,
+    together: Together,
     /// The others read it where it is.
     token: Box<[u8; 16]>,
 }
@@ -78,7 +84,7 @@ impl SharedMemory {
         let inbox =
             Inbox::new(layout).map_err(|error| format!("no memory to share with other ranks: {error}"))?;
         let peers = ranks.iter().map(|_| None).collect();
-        Ok(Self { ranks, place, layout, peers, last: 0, inbox, token })
+        Ok(Self { ranks, place, layout, peers, last: 0, inbox, together: Together::default(), token })
     }
 
     pub(crate) fn card(&self) -> Card {
@@ -128,22 +134,83 @@ impl SharedMemory {
             .clone()
     }
 
-    /// Fills `to` with what is at `address` in the memory of a connected peer.
-    ///
-    /// # Errors
-    /// If the memory can't be read, or is not there.
-    pub(crate) fn fetch(&mut self, peer: u32, address: u64, to: &mut [u8]) -> Result<(), Broken> {
-        let broken = |why| Broken { peer, why };
-        self.readable(peer).map_err(broken)?;
-        let pid = self.peer(peer)?.card.inbox.pid;
-        single_copy::read(pid, address, to).map_err(|errno| {
-            let problem = match errno {
-                Errno::ESRCH => "its process has ended",
-                _ => errno.desc(),
-            };
-            broken(format!("reading {} bytes of its memory at {address:#x}: {problem}", to.len()))
-        })
+    /// Begins a peer's next long message, and reads what its sender doesn't send meanwhile.
+    fn read_next(&mut self, place: usize) -> Result<(), Broken> {
+        let rank = self.ranks[place];
+        let Some(begin) = self.together.begin(place, self.inbox.meeting(place)) else { return Ok(()) };
+        // Without room for that the sender does not help.
+        self.try_send(rank, &begin, &[])?;
+        self.read_begun(place)
     }
+
+    fn read_begun(&mut self, place: usize) -> Result<(), Broken> {
+        let rank = self.ranks[place];
+        let pid = self.peer(rank)?.card.inbox.pid;
+        loop {
+            let task = self.together.take_first(place, self.inbox.meeting(place));
+            let Some((address, to)) = task.map_err(|_| garbled(rank))? else { break };
+            single_copy::read(pid, address, to)
+                .map_err(|errno| unreadable(rank, (address, to.len()), errno))?;
+            self.together.end(place);
+            self.take_pieces(place, 1)?;
+        }
+        // A message of no bytes.
+        self.together.end(place);
+        if self.together.is_under_way(place) { self.take_pieces(place, LAST_LOOKS) } else { Ok(()) }
+    }
+
+    /// Takes what comes next from a peer, as long as it is of such messages and something is lacking. Looks so many times for each.
+    fn take_pieces(&mut self, place: usize, looks: u32) -> Result<(), Broken> {
+        let (rank, piece) = (self.ranks[place], most(self.layout.payload));
+        let Self { inbox, together, .. } = self;
+        let Some(reader) = inbox.reader_of(place) else { return Ok(()) };
+        loop {
+            let mut sense = Ok(());
+            let mut take = |header: &Header, payload: Payload<'_>| {
+                let is_ours = is_of_meeting(header);
+                if is_ours {
+                    sense = together.take(place, header, payload, piece);
+                }
+                is_ours
+            };
+            let popped = reader.pop(looks, &mut take);
+            sense.map_err(|_| garbled(rank))?;
+            match popped {
+                Ok(Some(true)) if together.is_under_way(place) => {}
+                Ok(_) => return Ok(()),
+                Err(garbage) => return Err(self.shut(place, rank, garbage)),
+            }
+        }
+    }
+
+    /// Sends pieces of a message that a peer is reading. Whether there was any.
+    fn help(&mut self) -> Result<bool, Broken> {
+        let piece = most(self.layout.payload);
+        let mut any = false;
+        for _ in 0..TURN {
+            let Some(place) = self.together.next_to_help() else { break };
+            let rank = self.ranks[place];
+            let way = self.inbox.other_way(place);
+            let Some(peer) = &mut self.peers[place] else { return Ok(any) };
+            let writer = peer.outgoing.writer();
+            let overwritten = |garbage| overwritten(rank, garbage);
+            if !writer.has_room(way, piece).map_err(overwritten)? {
+                break;
+            }
+            let Some((header, bytes)) = self.together.take_last(writer.meeting()) else { continue };
+            any |= writer.try_push(way, &header, bytes).map_err(overwritten)?;
+        }
+        Ok(any)
+    }
+}
+
+/// Why a peer's memory could not be read.
+fn unreadable(peer: u32, (address, length): (u64, usize), errno: Errno) -> Broken {
+    let problem = match errno {
+        Errno::ESRCH => "its process has ended",
+        _ => errno.desc(),
+    };
+    Broken { peer, why: format!("reading {length} bytes of its memory at {address:#x}: {problem}") }
 }
 
 impl Transport for SharedMemory {
@@ -191,6 +258,7 @@ impl Transport for SharedMemory {
             self.inbox.admit();
         }
         let mut any = false;
+        let piece = most(self.layout.payload);
         let count = self.inbox.senders();
         let first = self.last;
         for turn in 0..count {
@@ -199,10 +267,16 @@ impl Transport for SharedMemory {
             let Some(reader) = self.inbox.reader_of(place) else { continue };
             let rank = self.ranks[place];
             for _ in 0..TURN {
+                let mut sense = Ok(());
                 let popped = reader.pop(1, &mut |header: &Header, payload: Payload<'_>| {
-                    deliver(rank, header, payload);
+                    if is_of_meeting(header) {
+                        sense = self.together.take(place, header, payload, piece);
+                    } else {
+                        deliver(rank, header, payload);
+                    }
                     true
                 });
+                sense.map_err(|_| garbled(rank))?;
                 match popped {
                     Ok(None) => break,
                     Ok(Some(_)) => {
@@ -213,7 +287,56 @@ impl Transport for SharedMemory {
                 }
             }
         }
-        Ok(any)
+        while let Some(place) = self.together.next_to_begin() {
+            self.read_next(place)?;
+            any = true;
+        }
+        Ok(any || self.help()?)
+    }
+
+    fn offer(&mut self, peer: u32, operation: u32, memory: &Lent) -> Place {
+        if let Some(place) = self.place_of(peer) {
+            self.together.offer(place, operation, *memory);
+        }
+        Place::plain(memory.address())
+    }
+
+    fn withdraw(&mut self, operation: u32, _: bool) {
+        self.together.withdraw(operation);
+    }
+
+    fn fetch(
+        &mut self,
+        peer: u32,
+        (theirs, place): (u32, Place),
+        memory: &mut LentMut,
+        length: usize,
+        operation: u32,
+    ) -> Result<Fetched, Broken> {
+        let piece = most(self.layout.payload);
+        let (Some(at), true) = (self.place_of(peer), place.is_plain() && self.readable(peer).is_ok()) else {
+            return Ok(Fetched::Impossible);
+        };
+        let memory = &mut memory.bytes()[..length];
+        if !self.together.want(at, (theirs, place.address), (operation, memory), piece) {
+            return Ok(Fetched::Impossible);
+        }
+        self.read_next(at)?;
+        Ok(if self.together.has_finished(operation) { Fetched::Done } else { Fetched::Started })
+    }
+
+    fn take_fetched(&mut self) -> Option<u32> {
+        self.together.take_finished()
+    }
+
+    fn abandon(&mut self, operation: u32) {
+        self.together.abandon(operation);
+    }
+
+    fn forget(&mut self, peer: u32, _: &str) {
+        if let Some(place) = self.place_of(peer) {
+            self.together.forget(place);
+        }
     }
 
     #[inline(always)]
@@ -221,12 +344,23 @@ impl Transport for SharedMemory {
     fn look_for(&mut self, peer: u32, looks: u32, take: &mut impl Take) -> Result<Look, Broken> {
         let Some(place) = self.place_of(peer) else { return Ok(Look::Poll) };
         let Some(reader) = self.inbox.reader_of(place) else { return Ok(Look::Poll) };
-        match reader.pop(looks, take) {
+        match reader.pop(looks, &mut NotOfMeetings(take)) {
             Ok(None) => Ok(Look::Nothing),
             Ok(Some(true)) => Ok(Look::Taken),
             Ok(Some(false)) => Ok(Look::Poll),
             Err(garbage) => Err(self.shut(place, peer, garbage)),
         }
+    }
+}
+
+/// Takes what it is asked to take, but what is not for the engine.
+struct NotOfMeetings<'a, T>(&'a mut T);
+
+impl<T: Take> Take for NotOfMeetings<'_, T> {
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "part of the way of a short message")]
+    fn take(&mut self, header: &Header, payload: Payload<'_>) -> bool {
+        !is_of_meeting(header) && self.0.take(header, payload)
     }
 }
 
@@ -273,6 +407,11 @@ fn overwritten(peer: u32, garbage: ring::Garbage) -> Broken {
     let why =
         format!("the memory shared with it holds what no rank wrote ({garbage}); something overwrote it");
     Broken { peer, why }
+}
+
+fn garbled(peer: u32) -> Broken {
+    let why = "the memory shared with it holds what no rank wrote (about a message that both copy); something overwrote it";
+    Broken { peer, why: why.to_owned() }
 }
 
 #[cfg(test)]

@@ -97,9 +97,17 @@ pub(super) struct Told {
     /// The position up to which it has taken everything.
     taken: AtomicU32,
     costs: Costs,
+    /// For messages that both copy. What it says is not the ring's business.
+    meeting: AtomicU64,
 }
 
 const _: () = assert!(size_of::<Told>() == LINE);
+
+impl Told {
+    pub(super) fn meeting(&self) -> &AtomicU64 {
+        &self.meeting
+    }
+}
 
 /// What became of the look for a short packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -318,6 +326,18 @@ impl Writer {
             }
             self.copier.copy(first, place.payload.add(begin), costs)
         }
+    }
+
+    /// Whether a packet with so much payload fits. If so it does until the next one is written.
+    pub(super) fn has_room(&mut self, way: OtherWay, length: usize) -> Result<bool, Garbage> {
+        self.start(way);
+        let end = self.payload.wrapping_add(beside(length));
+        Ok(self.fits(end) || self.room(end)?)
+    }
+
+    /// What writer and reader say to each other about messages that both copy.
+    pub(super) fn meeting(&self) -> &AtomicU64 {
+        self.place.told().meeting()
     }
 
     /// Whether payload is better written in long pieces.

@@ -1,4 +1,5 @@
 //! Ranks as processes and threads.
+#![expect(unsafe_code, reason = "lends memory to transports")]
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -9,6 +10,8 @@ use super::*;
 
 const TASK: &str = "ROCE_TEST_SHARED_MEMORY";
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Bytes of a message that is offered.
+const OFFERED: usize = (2 << 20) + 5;
 
 /// A rank of the tests: another process, which speaks through its standard input and output.
 struct Rank {
@@ -161,6 +164,18 @@ fn rank() {
             tell("address", &(bytes.as_ptr() as u64).to_string());
             next();
         }
+        "offer" => {
+            let (address, offered) = (vec![1_u8; OFFERED], vec![2; OFFERED]);
+            // SAFETY: it stays there, and nobody writes to it.
+            transport.offer(ranks[0], 7, &unsafe { Lent::new(&offered) });
+            tell("address", &(address.as_ptr() as u64).to_string());
+            until(|| {
+                let mut is_over = false;
+                transport.poll(&mut |_, header, _| is_over = header.operation == u32::MAX).unwrap();
+                is_over.then_some(())
+            });
+            tell("done", "");
+        }
         "echo" => loop {
             let (mut back, mut copy) = (None, [0; 1 << 13]);
             while back.is_none() {
@@ -235,6 +250,14 @@ fn a_long_message_has_room_whether_its_sender_waits_or_not() {
     }
 }
 
+/// Fetches what a rank 8 has at an address, for operation 5.
+fn fetch(transport: &mut SharedMemory, theirs: u32, address: u64, to: &mut [u8]) -> Result<Fetched, Broken> {
+    let length = to.len();
+    // SAFETY: the tests keep it until all is there.
+    let mut memory = unsafe { LentMut::new(to) };
+    transport.fetch(8, (theirs, Place::plain(address)), &mut memory, length, 5)
+}
+
 #[test]
 fn a_peers_memory_is_read_until_it_dies() {
     let (mut transport, mut rank) = pair("memory");
@@ -242,16 +265,60 @@ fn a_peers_memory_is_read_until_it_dies() {
     let mut to = vec![0; 1 << 20];
     if let Err(reason) = transport.readable(8) {
         assert!(reason.contains("forbids"), "{reason}");
-        assert_eq!(transport.fetch(8, address, &mut to).unwrap_err().why, reason);
+        assert_eq!(fetch(&mut transport, 0, address, &mut to), Ok(Fetched::Impossible));
         return;
     }
-    transport.fetch(8, address, &mut to).unwrap();
+    // It does nothing, so all of it is read at once.
+    assert_eq!(fetch(&mut transport, 0, address, &mut to), Ok(Fetched::Done));
     assert_eq!(to, bytes(3, 1 << 20));
-    assert!(transport.fetch(8, 64, &mut to).unwrap_err().why.contains("1048576 bytes of its memory at 0x40"));
+    assert_eq!(fetch(&mut transport, 0, address, &mut []), Ok(Fetched::Done));
+    let broken = fetch(&mut transport, 0, 64, &mut to).unwrap_err();
+    assert!(broken.why.contains("bytes of its memory at 0x40"), "{}", broken.why);
+    transport.forget(8, "");
     rank.kill();
-    let broken = transport.fetch(8, address, &mut to).unwrap_err();
+    let broken = fetch(&mut transport, 0, address, &mut to).unwrap_err();
     assert_eq!(broken.peer, 8);
     assert!(broken.why.ends_with("its process has ended"), "{}", broken.why);
+}
+
+/// Its sender waits, and so copies a part itself: that it has other bytes at the address than in what it has offered, shows which.
+#[test]
+fn a_sender_that_waits_copies_the_end_of_a_long_message() {
+    let (mut transport, mut rank) = pair("offer");
+    let address = rank.told("address").parse().unwrap();
+    if transport.readable(8).is_err() {
+        return;
+    }
+    until(|| {
+        let mut to = vec![0; OFFERED];
+        if fetch(&mut transport, 7, address, &mut to).unwrap() == Fetched::Started {
+            until(|| {
+                transport.poll(&mut |_, _, _| panic!("the engine is told of it")).unwrap();
+                transport.take_fetched()
+            });
+        }
+        let read = to.iter().take_while(|byte| **byte == 1).count();
+        assert!(to[read..].iter().all(|byte| *byte == 2), "{read}");
+        (0 < read && read < OFFERED).then_some(())
+    });
+    assert!(transport.try_send(8, &header(u32::MAX), &[]).unwrap());
+    rank.told("done");
+}
+
+#[test]
+fn a_word_of_a_meeting_that_was_overwritten_breaks_it() {
+    let (mut transport, mut rank) = pair("memory");
+    let address: u64 = rank.told("address").parse().unwrap();
+    if transport.readable(8).is_err() {
+        return;
+    }
+    let mut to = vec![0; 1 << 20];
+    let place = transport.place_of(8).unwrap();
+    assert!(transport.together.want(place, (0, address), (5, &mut to), most(transport.layout.payload)));
+    transport.together.begin(place, transport.inbox.meeting(place)).unwrap();
+    transport.inbox.meeting(place).store(u64::MAX, Ordering::Relaxed);
+    let broken = transport.read_begun(place).unwrap_err();
+    assert!(broken.peer == 8 && broken.why.contains("no rank wrote"), "{broken:?}");
 }
 
 #[test]

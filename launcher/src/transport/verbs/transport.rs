@@ -78,7 +78,7 @@ impl Transport for Verbs {
     fn fetch(
         &mut self,
         peer: u32,
-        place: Place,
+        (_, place): (u32, Place),
         memory: &mut LentMut,
         length: usize,
         operation: u32,
