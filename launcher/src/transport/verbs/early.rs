@@ -8,10 +8,11 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
+use super::head::{LONG_BYTES, Packed};
 use super::link::{Link, State};
 use super::mend::Failure;
 use super::words::MOST_EARLY;
-use super::{HEAD, Head, Verbs, WAY_FREE};
+use super::{Verbs, WAY_FREE};
 use crate::transport::{Header, Payload};
 
 impl Verbs {
@@ -20,7 +21,7 @@ impl Verbs {
     #[cold]
     pub(super) fn send_early(&mut self, peer: u32, header: &Header, payload: &[u8]) -> bool {
         let Some(Some(link)) = self.links.get_mut(peer as usize) else { return false };
-        if !matches!(link.state, State::None) || HEAD + payload.len() > MOST_EARLY {
+        if !matches!(link.state, State::None) || LONG_BYTES + payload.len() > MOST_EARLY {
             return false;
         }
         let packet = first(header, payload);
@@ -69,8 +70,8 @@ impl Verbs {
 
 /// The first packet to a peer, as it travels.
 fn first(header: &Header, payload: &[u8]) -> Vec<u8> {
-    let head = Head { given: 0, is_only_that: 0, number: 0, header: *header };
-    [bytemuck::bytes_of(&head), payload].concat()
+    let head = Packed::new(0, 0, Some(header), payload.len());
+    [head.bytes(), payload].concat()
 }
 
 /// Takes a first packet that came early. One place alone is no reason to give it back at once.

@@ -2,10 +2,11 @@
 
 use roce_verbs::{Connection, Kept, PacketPair};
 
+use super::Rail;
 use super::credits::Credits;
 use super::gets::Gets;
+use super::head::Head;
 use super::stall::Seen;
-use super::{HEAD, Head, Rail};
 use crate::transport::Header;
 
 /// Connections that may fail one after the other with nothing carried.
@@ -166,15 +167,9 @@ impl Link {
     /// If no rank of this build sends that.
     #[inline]
     pub(super) fn hear<'a>(&mut self, bytes: &'a [u8]) -> Result<Option<(Header, &'a [u8])>, &'static str> {
-        let (head, payload) = Self::split(bytes).ok_or(NONSENSE)?;
-        Ok(if self.count(&head)? { Some((head.header, payload)) } else { None })
-    }
-
-    /// What begins a packet, and the rest.
-    #[inline]
-    pub(super) fn split(bytes: &[u8]) -> Option<(Head, &[u8])> {
-        let (head, payload) = bytes.split_at_checked(HEAD)?;
-        Some((bytemuck::pod_read_unaligned(head), payload))
+        let (head, payload) = Head::split(bytes).ok_or(NONSENSE)?;
+        self.count(&head)?;
+        Ok(head.header.map(|header| (header, payload)))
     }
 
     /// Is that packet the one after the last?
@@ -183,60 +178,57 @@ impl Link {
         head.number == self.received as u32
     }
 
-    /// A packet has come, and its place is empty again. Whether it is more than places given back.
+    /// A packet has come, and its place is empty again.
     ///
     /// # Errors
     /// As [`hear`](Self::hear).
     #[inline]
-    pub(super) fn count(&mut self, head: &Head) -> Result<bool, &'static str> {
+    fn count(&mut self, head: &Head) -> Result<(), &'static str> {
         if !self.is_next(head) {
             return Err("a packet of it is missing, or came twice; see the kernel's log");
         }
-        if !self.count_next(head) {
-            return Err(NONSENSE);
-        }
-        Ok(head.is_only_that == 0)
+        if self.count_next(head) { Ok(()) } else { Err(NONSENSE) }
     }
 
     /// The same for one that is known to be the next. Whether it makes sense.
     #[inline]
     pub(super) fn count_next(&mut self, head: &Head) -> bool {
         self.received += 1;
-        self.credits.earn(head.given) && (head.is_only_that != 0 || self.credits.empty())
+        self.credits.earn(head.given) && (head.header.is_none() || self.credits.empty())
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use bytemuck::Zeroable;
-
+    use super::super::head::Packed;
     use super::*;
 
-    fn packet(number: u32, given: u16, is_only_that: u16) -> Vec<u8> {
-        let head = Head { given, is_only_that, number, header: Header::zeroed() };
-        [bytemuck::bytes_of(&head), b"payload"].concat()
+    fn packet(number: u32, given: u16, is_only_that: bool) -> Vec<u8> {
+        let header = Header::eager(0, 0, 7);
+        let head = Packed::new(number, given, (!is_only_that).then_some(&header), 7);
+        [head.bytes(), b"payload"].concat()
     }
 
     #[test]
     fn a_packet_is_taken_apart_and_counted() {
         let mut link = Link::new(0, 0);
-        assert_eq!(link.hear(&packet(0, 0, 0)).unwrap().unwrap().1, b"payload");
-        assert_eq!(link.hear(&packet(1, 0, 1)).unwrap(), None);
+        assert_eq!(link.hear(&packet(0, 0, false)).unwrap().unwrap().1, b"payload");
+        assert_eq!(link.hear(&packet(1, 0, true)).unwrap(), None);
         assert_eq!((link.credits.due(), link.received), (1, 2));
     }
 
     #[test]
     fn what_no_rank_sends_is_an_error() {
-        assert!(Link::new(0, 0).hear(&packet(0, 0, 0)[..20]).is_err());
-        assert!(Link::new(0, 0).hear(&packet(0, 1, 0)).is_err());
+        assert!(Link::new(0, 0).hear(&packet(0, 0, false)[..12]).is_err());
+        assert!(Link::new(0, 0).hear(&packet(0, 1, false)).is_err());
     }
 
     #[test]
     fn a_packet_that_is_missing_or_comes_twice_is_an_error() {
         let mut link = Link::new(0, 0);
-        assert!(link.hear(&packet(1, 0, 0)).is_err());
-        link.hear(&packet(0, 0, 0)).unwrap();
-        assert!(link.hear(&packet(0, 0, 0)).is_err());
+        assert!(link.hear(&packet(1, 0, false)).is_err());
+        link.hear(&packet(0, 0, false)).unwrap();
+        assert!(link.hear(&packet(0, 0, false)).is_err());
     }
 
     #[test]
@@ -267,7 +259,7 @@ mod tests {
     #[test]
     fn what_went_before_the_connection_counts_as_sent_if_it_was_received() {
         let early = |received| {
-            let mut link = Link { early: Some(packet(0, 0, 0)), ..Link::new(0, 0) };
+            let mut link = Link { early: Some(packet(0, 0, false)), ..Link::new(0, 0) };
             link.count_early(received);
             (link.sent, link.is_sending(), link.arrived_by(received), link.early.is_some())
         };

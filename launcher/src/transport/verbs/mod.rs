@@ -14,6 +14,7 @@ mod desk;
 mod early;
 mod gets;
 mod handshake;
+mod head;
 mod lanes;
 mod link;
 mod mend;
@@ -30,18 +31,17 @@ mod words;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
-use std::mem::size_of;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use bytemuck::{Pod, Zeroable};
 use roce_bootstrap::Secret;
 use roce_verbs::{Held, Keep, Kept, PacketPair, PacketQueue, PacketRoom, RegistrationCache, Told};
 use serde::{Deserialize, Serialize};
 
 use self::credits::{ALL, SPARE};
 use self::desk::{Desk, News, Wish};
+use self::head::LONG_BYTES;
 use self::lanes::{Described, Peer};
 use self::link::{Link, NONSENSE, State};
 use self::mend::Failure;
@@ -58,7 +58,7 @@ use crate::error::chain;
 /// The bytes of a slot: 16 KiB and room for the head, so that messages of powers of two are cut evenly.
 const SLOT: usize = 16384 + 64;
 /// The most bytes of a packet's payload.
-const MOST: usize = SLOT - HEAD;
+const MOST: usize = SLOT - LONG_BYTES;
 /// Messages that are waited for go unasked up to this length: half of a connection's places hold it, and asking takes a round trip.
 const UNASKED: usize = SLOT * ALL as usize / 2;
 /// Slots of each connection for packets, puts and gets.
@@ -75,21 +75,6 @@ const NAP: Duration = Duration::from_micros(200);
 const GREETING: Duration = Duration::from_millis(2);
 /// How long dropping may take to see what was sent arrive.
 const LAST_WORDS: Duration = Duration::from_secs(5);
-
-/// What every packet begins with here.
-#[derive(Clone, Copy, Debug, Pod, Zeroable)]
-#[repr(C)]
-struct Head {
-    /// Places that are empty again: [`credits`].
-    given: u16,
-    /// 1 if that is all.
-    is_only_that: u16,
-    /// How many packets went before it, modulo 2^32.
-    number: u32,
-    header: Header,
-}
-
-const HEAD: usize = size_of::<Head>();
 
 /// How other ranks reach this one: for each of its ports, where datagrams go.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]

@@ -5,11 +5,12 @@ use std::collections::VecDeque;
 use bytemuck::Zeroable;
 use roce_verbs::Told;
 
+use super::Verbs;
+use super::head::{LONG_BYTES, Packed, SHORT_BYTES};
 use super::lanes::Peer;
 use super::link::{Link, State};
 use super::mend::Failure;
 use super::transfers::Transfers;
-use super::{HEAD, Head, Verbs};
 use crate::error::chain;
 use crate::transport::Header;
 
@@ -71,9 +72,13 @@ impl Verbs {
         let Some(queue) = self.queues.get_mut(link.port) else { return false };
         let number = link.sent as u32;
         let given = link.credits.due();
-        let head = Head { given, is_only_that: u16::from(gives_only), number, header: *header };
+        let head = Packed::new(number, given, (!gives_only).then_some(header), payload.len());
         let tells = link.sent % TELLS == TELLS - 1 || payload.len() > SHORT;
-        match queue.send::<HEAD>(pair, bytemuck::cast_ref(&head), payload, tells) {
+        let sent = match &head {
+            Packed::Short(head) => queue.send::<SHORT_BYTES>(pair, bytemuck::cast_ref(head), payload, tells),
+            Packed::Long(head) => queue.send::<LONG_BYTES>(pair, bytemuck::cast_ref(head), payload, tells),
+        };
+        match sent {
             Ok(true) => {
                 link.sent += 1;
                 link.credits.gave();

@@ -6,6 +6,7 @@
 use roce_verbs::{EntryPlace, Found};
 
 use super::Verbs;
+use super::head::Head;
 use super::link::{Link, NONSENSE, State};
 use super::mend::Failure;
 use crate::error::chain;
@@ -47,14 +48,11 @@ impl Verbs {
             // Who polls is told the same again.
             Ok(Found::Other) | Err(_) => return Look::Poll,
         };
-        let Some((head, payload)) = Link::split(came.bytes()) else {
+        let Some((head, header, payload)) = Head::of_whole(came.bytes()) else {
             came.leave();
             return Look::Poll;
         };
-        let is_taken = came.pair() == number
-            && head.is_only_that == 0
-            && link.is_next(&head)
-            && take.take(&head.header, payload.into());
+        let is_taken = came.pair() == number && link.is_next(&head) && take.take(&header, payload.into());
         if !is_taken {
             came.leave();
             return Look::Poll;

@@ -7,6 +7,8 @@ use super::*;
 const PIECE_BYTES: usize = 4;
 const RECEIVER: usize = 0;
 const SENDER: usize = 1;
+/// Steps after which all is there.
+const REST: usize = if cfg!(miri) { 400 } else { 2000 };
 
 /// Both, what the sender has sent that has not come yet, and the sender's messages by its operations.
 struct Pair {
@@ -211,12 +213,12 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 5 } else { 300 }))]
+    #![proptest_config(ProptestConfig::with_cases(if cfg!(miri) { 1 } else { 300 }))]
 
     /// Whoever comes when: messages are there in their order, whole, and what was given up is not touched.
     #[test]
     fn messages_come_whole_and_in_their_order(
-        lengths in proptest::collection::vec(1usize..300, 1..6),
+        lengths in proptest::collection::vec(1usize..300, 1..if cfg!(miri) { 2 } else { 6 }),
         steps in proptest::collection::vec(step(), 0..400),
     ) {
         let mut pair = Pair::new(&lengths);
@@ -225,7 +227,7 @@ proptest! {
             pair.want(operation, operation, memory);
         }
         let mut awaited: VecDeque<u32> = (0..lengths.len() as u32).collect();
-        let rest = (0..2000).map(|at| [Step::Begin, Step::Read, Step::Help, Step::Deliver][at % 4]);
+        let rest = (0..REST).map(|at| [Step::Begin, Step::Read, Step::Help, Step::Deliver][at % 4]);
         for step in steps.into_iter().chain(rest) {
             match step {
                 Step::Begin => pair.begin(),
