@@ -20,11 +20,12 @@ const LATENCIES: [(&str, Player, &str); 6] = [
     ("pair-write", Player::Ours, "queue pair's write"),
     ("write", Player::Perftest, "ib_write_lat"),
 ];
-const MEANS: [(&str, Player, &str); 4] = [
+const MEANS: [(&str, Player, &str); 5] = [
     ("mean", Player::Ours, "message"),
     ("mean", Player::OpenMpi, "Open MPI (UCX)"),
+    ("mean", Player::Datagrams, "fi_pingpong -e rdm"),
     ("pair-mean", Player::Ours, "queue pair's send"),
-    ("mean", Player::Libfabric, "fi_pingpong"),
+    ("mean", Player::Endpoints, "fi_pingpong -e msg"),
 ];
 const STREAMS: [(&str, Player, &str); 5] = [
     ("stream", Player::Ours, "messages"),
@@ -97,7 +98,7 @@ fn plot(measured: &Measured, setting: &str) -> Plot {
         });
         Curve { name: name.to_owned(), points: points.collect() }
     };
-    let curves = [LATENCIES[0], LATENCIES[2], LATENCIES[4], LATENCIES[5], MEANS[1], MEANS[3]].map(curve);
+    let curves = [LATENCIES[0], LATENCIES[2], LATENCIES[4], LATENCIES[5], MEANS[1], MEANS[2]].map(curve);
     Plot {
         title: "One way between two ranks over a soft-RoCE device".to_owned(),
         // The page has all of it; a picture has room for the first part.

@@ -84,6 +84,33 @@ pingpong() {
     port=47592 pair "${command[@]}" -- "${command[@]}" 10.0.0.1
 }
 
+# pingpong_datagrams TIMES: libfabric's over its reliable datagrams, with tags, of all sizes that it knows. It connects in the first of them, and
+# is ended behind the last that is wanted, for it goes on to 6 MiB. One queue of completions is for its 256 peers otherwise, more than
+# soft-RoCE has.
+pingpong_datagrams() {
+    local command=(fi_pingpong -p "verbs;ofi_rxm" -e rdm -m tagged -d rxe0 -S all -I "$1") before=$(packets) server client try
+    export FI_UNIVERSE_SIZE=2
+    $limit $idle taskset -c 1 "${command[@]}" > /tmp/server 2>&1 &
+    server=$!
+    until_listening 47592
+    $limit $idle taskset -c 0 stdbuf -oL "${command[@]}" 10.0.0.1 > /tmp/client 2>&1 &
+    client=$!
+    for try in $(seq 600); do
+        grep -q '^1m ' /tmp/client && break
+        kill -0 $client 2> /dev/null || break
+        sleep 0.2
+    done
+    kill $client $server 2> /dev/null
+    wait
+    if ! grep -q '^1m ' /tmp/client; then
+        echo "${command[*]}" >&2
+        tail -n 20 /tmp/client /tmp/server >&2
+        exit 1
+    fi
+    cat /tmp/client
+    echo "packets $(($(packets) - before))"
+}
+
 # open_mpi CASE BYTES WINDOW TIMES...: over UCX, which may use nothing but RC of this device. Its wire-up drops every packet on
 # soft-RoCE without the two variables about GIDs. At its end, when all is printed, it hangs now and then on soft-RoCE.
 open_mpi() {

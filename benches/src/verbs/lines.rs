@@ -58,6 +58,19 @@ pub(super) fn pingpong(text: &str) -> Result<f64> {
     Ok(column(text, place)? * 1e3)
 }
 
+/// The same of one size of several.
+pub(super) fn pingpong_of(text: &str, size: usize) -> Result<f64> {
+    let name = match size {
+        0..1024 => size.to_string(),
+        1024..1_048_576 => format!("{}k", size >> 10),
+        _ => format!("{}m", size >> 20),
+    };
+    let is_it = |line: &&str| line.split_whitespace().next() == Some(&name);
+    let line = text.lines().find(is_it).with_context(|| format!("no row of {name}: {text:?}"))?;
+    let word = line.split_whitespace().rev().nth(1).with_context(|| line.to_owned())?;
+    Ok(word.parse::<f64>().with_context(|| line.to_owned())? * 1e3)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -75,6 +88,13 @@ mod tests {
                          8       600     =600     9.3k        0.12s      0.08     100.25       0.01\n";
         assert!((pingpong(libfabric).unwrap() - 100_250.0).abs() < 1e-6);
         assert!(pingpong("fi_getinfo: No data available").is_err());
+        let libfabric = format!(
+            "{libfabric}4k      200     =200     1.5m        0.05s     31.14     131.52       0.01\n\
+             1m      200     =200     400m        6.94s     60.48   17338.17       0.00\n"
+        );
+        let means = [8, 4 << 10, 1 << 20].map(|size| pingpong_of(&libfabric, size).unwrap().round());
+        assert_eq!(means, [100_250.0, 131_520.0, 17_338_170.0]);
+        assert!(pingpong_of(&libfabric, 64).is_err());
     }
 
     #[test]

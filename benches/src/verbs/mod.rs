@@ -48,6 +48,9 @@ fn stream_times(size: usize) -> u32 {
 /// Runs of one of perftest's programs until it has found out how fast the processor's counter is.
 const TRIES: u32 = 5;
 
+/// Messages of each size that libfabric's reliable datagrams are measured with.
+const DATAGRAMS: u32 = 200;
+
 /// Sends and receives that callgrind counts.
 const COUNTED: u32 = 200;
 
@@ -66,7 +69,7 @@ pub(crate) fn run(rounds: usize, target: &Path, docs: Option<&Path>) -> Result<R
         for size in LONG {
             bandwidths(&guest, &mut measured, round, size)?;
         }
-        others(&guest, &mut measured)?;
+        means(&guest, &mut measured)?;
         let first = guest.run("ours first 8 1")?;
         measured.keep("first", 8, Player::Ours, lines::number(&first, "first")?);
         measured.keep("answered", 8, Player::Ours, lines::number(&first, "answered")?);
@@ -95,8 +98,7 @@ fn latencies(guest: &Guest, measured: &mut Measured, round: usize, size: usize) 
         let text = guest.run(&format!("ours {cases}"))?;
         lines::over_verbs(&text, 4 * u64::from(times))?;
         for name in names {
-            let laps = lines::ours(&text, name, size)?;
-            measured.keep_laps(name, size, Player::Ours, laps);
+            measured.keep(name, size, Player::Ours, lines::ours(&text, name, size)?.median);
         }
         anyhow::Ok(())
     };
@@ -105,7 +107,7 @@ fn latencies(guest: &Guest, measured: &mut Measured, round: usize, size: usize) 
             let text = guest.run(&format!("perftest {program} {size} {times}"))?;
             lines::over_verbs(&text, 2 * u64::from(times))?;
             if let Some(laps) = lines::perftest_latency(&text)? {
-                measured.keep_laps(name, size, Player::Perftest, laps);
+                measured.keep(name, size, Player::Perftest, laps.median);
                 return Ok(());
             }
         }
@@ -154,19 +156,33 @@ fn bandwidths(guest: &Guest, measured: &mut Measured, round: usize, size: usize)
     }
 }
 
-/// Open MPI has all sizes in one run, fi_pingpong each in one.
-fn others(guest: &Guest, measured: &mut Measured) -> Result<()> {
+/// Means, of those that tell only these: ours, Open MPI and libfabric's reliable datagrams have all sizes in one run, its connected endpoints
+/// each in one.
+fn means(guest: &Guest, measured: &mut Measured) -> Result<()> {
+    let least: u64 = SIZES.map(|size| 2 * u64::from(times(size))).iter().sum();
+    let cases = SIZES.map(|size| format!("message {size} {0} pair-send {size} {0}", times(size)));
+    let text = guest.run(&format!("ours {}", cases.join(" ")))?;
+    lines::over_verbs(&text, 2 * least)?;
+    for size in SIZES {
+        measured.keep("mean", size, Player::Ours, lines::ours(&text, "message", size)?.mean);
+        measured.keep("pair-mean", size, Player::Ours, lines::ours(&text, "pair-send", size)?.mean);
+    }
     let cases = SIZES.map(|size| format!("latency {size} 1 {}", times(size)));
     let text = guest.run(&format!("open_mpi {}", cases.join(" ")))?;
-    lines::over_verbs(&text, SIZES.map(|size| 2 * u64::from(times(size))).iter().sum())?;
+    lines::over_verbs(&text, least)?;
     for size in SIZES {
         let ns = lines::number(&text, &format!("latency/{size}"))?;
         measured.keep("mean", size, Player::OpenMpi, ns);
     }
+    let text = guest.run(&format!("pingpong_datagrams {DATAGRAMS}"))?;
+    lines::over_verbs(&text, 2 * u64::from(DATAGRAMS) * SIZES.len() as u64)?;
+    for size in SIZES {
+        measured.keep("mean", size, Player::Datagrams, lines::pingpong_of(&text, size)?);
+    }
     for size in SIZES {
         let text = guest.run(&format!("pingpong {size} {}", times(size)))?;
         lines::over_verbs(&text, 2 * u64::from(times(size)))?;
-        measured.keep("mean", size, Player::Libfabric, lines::pingpong(&text)?);
+        measured.keep("mean", size, Player::Endpoints, lines::pingpong(&text)?);
     }
     Ok(())
 }

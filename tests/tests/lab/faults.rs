@@ -25,6 +25,10 @@ pub(crate) const CONTROLS: &[Control] = &[
         name: "faults::a_rail_that_goes_costs_long_messages_its_bandwidth_and_nothing_else",
         run: stripes,
     },
+    Control {
+        name: "faults::a_further_rail_that_stays_away_is_done_without_and_serves_the_next_job",
+        run: further_stays_away,
+    },
     Control { name: "faults::a_rail_or_its_gid_that_stays_away_is_an_error_that_says_so", run: stays_away },
     Control { name: "faults::a_rank_that_dies_in_the_middle_of_anything_is_told_to_all", run: deaths },
     Control { name: "faults::a_rank_that_receives_nothing_for_long_loses_nothing", run: starved },
@@ -257,6 +261,30 @@ fn random(lab: &Lab) -> Result<(), Failed> {
         all_idle(&cluster)?;
     }
     Ok(())
+}
+
+/// Long messages go over the first rail alone from some time on, and over both again where ranks begin with both.
+fn further_stays_away(lab: &Lab) -> Result<(), Failed> {
+    let cluster = lab.cluster()?;
+    let task = FLOW.replace("=flow", "='long flow'");
+    let script = format!("{task} {} {TESTS}", SRUN.replace("=rxe1", "=all"));
+    // Away for longer than connections are mended, and until the ranks have ended.
+    let away = format!("ip link set rail1 down; sleep 12; {GOES_ON}; touch enough; sleep 60");
+    let there = format!("{GOES_ON}; touch enough");
+    for (story, vm2, ways) in [
+        ("away", away.as_str(), "2 at most, 1 at the end; "),
+        ("back", there.as_str(), "2 at most, 2 at the end; "),
+    ] {
+        let (script, output, packets) = flow_of(&cluster, &script, ":", vm2)?;
+        let failed = |what: &str| {
+            let told = told(&script, &output).message().unwrap_or_default().to_owned();
+            format!("{story}: {what}\n{}\n{told}", Table::of(&packets))
+        };
+        let is_right = output.success() && output.stdout.matches(ways).count() == 2;
+        ensure(is_right, || failed("not as it should be"))?;
+        in_class(&packets).map_err(|what| failed(&what))?;
+    }
+    all_idle(&cluster)
 }
 
 fn stays_away(lab: &Lab) -> Result<(), Failed> {
