@@ -321,7 +321,7 @@ fn soak() {
     let cases = number("SOAK_CASES").unwrap_or(100_000);
     let seed = number("SOAK_SEED").unwrap_or_else(|| u64::from(std::process::id()));
     println!("{cases} cases, SOAK_SEED={seed}");
-    // One rank on a node of its own talks over TCP, those of one node over shared memory.
+    // One rank on a node of its own talks over TCP, those of one node over shared memory, unless ROCE_TRANSPORTS says otherwise.
     let layouts: [&[u32]; 10] =
         [&[2], &[3], &[4], &[8], &[1, 1], &[2, 1], &[2, 2], &[1, 1, 1, 1], &[3, 4], &[2, 2, 2, 2]];
     let mut left = cases;

@@ -53,7 +53,8 @@ enum Command {
     Bench(bench::Arguments),
     /// Simulate what no machine here is large enough for: bootstrap
     Simulate(simulate::Arguments),
-    /// Run what takes too long for every test run: fuzz, host, steps, hostile, ranks, messages, faults, miri
+    /// Run what takes too long for every test run: fuzz, host, steps, hostile, ranks, messages, verbs,
+    /// faults, miri
     Soak(soak::Arguments),
     /// Run every test: format, lints, units, the plugin in a pretend and in a real Slurm, the whole path in guests
     Test(test::Arguments),

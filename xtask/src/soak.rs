@@ -26,7 +26,7 @@ pub(crate) struct Arguments {
     /// What to run
     name: Name,
     /// How many inputs each fuzz target is given, strangers call in `hostile`, faults there are in `ranks` and `faults`,
-    /// and cases in `messages`; without it 1,000,000, 100,000, 200, 50 and 100,000
+    /// and cases in `messages` and `verbs`; without it 1,000,000, 100,000, 200, 50, 100,000 and 100,000
     #[arg(long)]
     runs: Option<u64>,
     /// This fuzz target alone
@@ -35,7 +35,7 @@ pub(crate) struct Arguments {
     /// How many steps `host` and `steps` run; without it 10,000 and 1,000
     #[arg(long)]
     steps: Option<u32>,
-    /// Which faults `steps`, `ranks` and `faults` meet and when, and which cases `messages` plays; without it another seed each time, which it prints
+    /// Which faults `steps`, `ranks` and `faults` meet and when, and which cases `messages` and `verbs` play; without it another seed each time, which it prints
     #[arg(long)]
     seed: Option<u64>,
 }
@@ -54,6 +54,8 @@ enum Name {
     Ranks,
     /// Random messages and collectives of 2 to 8 ranks in random groups, over shared memory and TCP, against a model
     Messages,
+    /// The same over verbs, in a guest with a soft-RoCE device
+    Verbs,
     /// Messages between guests whose rails and addresses go for a moment, at random, and whose ranks are killed
     Faults,
     /// The core of the address exchange in an interpreter that finds undefined behaviour (needs a nightly compiler)
@@ -84,6 +86,11 @@ pub(crate) fn run(arguments: &Arguments, interrupt: &Interrupt) -> Result<ExitCo
         Name::Messages => {
             let numbers = [("SOAK_CASES", arguments.runs), ("SOAK_SEED", arguments.seed)];
             test("roce-launcher", "messages", &numbers, interrupt)
+        }
+        Name::Verbs => {
+            let cases = arguments.runs.unwrap_or(100_000);
+            let numbers = [("SOAK_CASES", Some(cases)), ("SOAK_SEED", arguments.seed)];
+            tests::run(&tests::Arguments::lab("soak::verbs", &numbers), interrupt)
         }
         Name::Faults => {
             let numbers = [("SOAK_RUNS", Some(arguments.runs.unwrap_or(50))), ("SOAK_SEED", arguments.seed)];

@@ -27,8 +27,8 @@ pub(super) struct Measured {
     counted: Option<(f64, f64)>,
 }
 
-/// What was promised: at most 1.03 times the latency of who does the same with a queue pair, 0.98 of its bandwidth, ahead of others' messages, 400
-/// instructions, and 1.5 times the bare cost of a queue pair.
+/// What was promised: at most 1.03 times perftest's latency, 0.98 of its bandwidth, ahead of the others, 400 instructions, and 1.5
+/// times the bare cost of a queue pair.
 const LATENCY: f64 = 1.0 / 1.03;
 const BANDWIDTH: f64 = 0.98;
 const AHEAD: f64 = 1.0;
@@ -68,7 +68,7 @@ impl Measured {
         let means = [
             ("mean", "message", Player::OpenMpi, "Open MPI (UCX)", Some(AHEAD)),
             ("mean", "message", Player::Datagrams, "fi_pingpong -e rdm", Some(AHEAD)),
-            ("pair-mean", "queue pair's send", Player::Endpoints, "fi_pingpong -e msg", Some(LATENCY)),
+            ("pair-mean", "queue pair's send", Player::Endpoints, "fi_pingpong -e msg", Some(AHEAD)),
             ("mean", "message", Player::Endpoints, "fi_pingpong -e msg", None),
         ];
         for (name, what, player, peer, goal) in means {

@@ -2,7 +2,7 @@
 
 use crate::{
     Control,
-    lab::{Lab, TIMEOUT, all_idle, ensure, must_run, told},
+    lab::{Lab, TIMEOUT, all_idle, ensure, must_run, number, told},
     messages::{captured, in_class, task},
 };
 use libtest_mimic::Failed;
@@ -201,10 +201,6 @@ pub(crate) fn soak() -> Option<Control> {
 /// How much longer guests have to live for that: a run takes 20 to 40 s.
 pub(crate) fn soak_time() -> Duration {
     Duration::from_secs(60 * number(RUNS).unwrap_or(0))
-}
-
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok().and_then(|text| text.parse().ok())
 }
 
 const RUNS: &str = "SOAK_RUNS";

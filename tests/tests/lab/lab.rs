@@ -84,6 +84,11 @@ impl Lab {
     }
 }
 
+/// What a soak is told.
+pub(crate) fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().and_then(|text| text.parse().ok())
+}
+
 /// Where a cluster of this name leaves its captures and logs.
 pub(crate) fn results(name: &str) -> PathBuf {
     roce_tests::target().join("lab-tests").join(name)

@@ -74,6 +74,7 @@ fn controls() -> Vec<Control> {
     .chain([no_rdma::CONTROLS])
     .flatten()
     .copied()
+    .chain(messages::soak())
     .chain(faults::soak())
     .collect()
 }

@@ -3,15 +3,16 @@
 use std::{
     collections::BTreeSet,
     net::{IpAddr, Ipv4Addr},
+    time::Duration,
 };
 
 use crate::{
     Control,
-    lab::{Lab, TIMEOUT, all_idle, ensure, must_run, told},
+    lab::{Lab, TIMEOUT, all_idle, ensure, must_run, number, results, told},
 };
 use libtest_mimic::Failed;
 use roce_lab::{
-    Cluster, Output,
+    Cluster, Options, Output,
     wire::{Direction, Packet, Table},
 };
 
@@ -208,4 +209,48 @@ fn transports(lab: &Lab) -> Result<(), Failed> {
         told(&script, &output).message().unwrap_or_default().to_owned()
     })?;
     all_idle(&cluster)
+}
+
+/// `cargo xtask soak verbs`: as many random cases as `SOAK_CASES` says, as `cargo xtask soak messages` plays over shared memory and TCP, on 2 to 8
+/// ranks in turns. All ranks are in one guest, and over its device reach each other, also those of one node: what two guests send each other is
+/// captured, and 100,000 cases are some 60 GB.
+pub(crate) fn soak() -> Option<Control> {
+    std::env::var_os(CASES).map(|_| Control { name: "soak::verbs", run: many_cases })
+}
+
+const CASES: &str = "SOAK_CASES";
+/// Each number of ranks has its turn in so many.
+const TURN: u64 = 5000;
+/// Many times what they take by emulation.
+const LONG: Duration = Duration::from_secs(3600);
+
+fn many_cases(lab: &Lab) -> Result<(), Failed> {
+    let cases = number(CASES).unwrap_or(100_000);
+    let seed = number("SOAK_SEED").unwrap_or_else(|| std::process::id().into());
+    let options = Options {
+        nodes: 1,
+        rails: 1,
+        numa_nodes: 1,
+        cpus_per_numa_node: 2,
+        lifetime: Duration::from_secs(24 * 3600),
+        programs: vec![roce_tests::artifact("ROCE_MESSAGES", "messages")?],
+        ..Options::new(results("soak"))
+    };
+    let cluster = Cluster::boot(&lab.root()?, options, lab.interrupt())?;
+    let mut played = 0;
+    while played < cases {
+        let here = TURN.min(cases - played);
+        let seed = seed.wrapping_add(played);
+        let script = format!(
+            "ulimit -l unlimited\n\
+             export SOAK_CASES={here} SOAK_SEED={seed}\n\
+             export ROCE_TRANSPORTS=verbs ROCE_DEVICES=rxe0:1 ROCE_GIDS=::ffff:10.0.0.1\n\
+             /lab/bin/messages soak --exact --ignored --nocapture"
+        );
+        let output = cluster.run_as_root("vm1", &script, LONG)?;
+        ensure(output.success(), || told(&script, &output).message().unwrap_or_default().to_owned())?;
+        played += here;
+        println!("{played} of {cases}: {here} of seed {seed}");
+    }
+    Ok(cluster.shut_down()?)
 }
