@@ -76,6 +76,7 @@ fn controls() -> Vec<Control> {
     .copied()
     .chain(messages::soak())
     .chain(faults::soak())
+    .chain(faults::further())
     .collect()
 }
 
