@@ -152,7 +152,7 @@ fn runs(mut command: Command) -> bool {
     command.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
 }
 
-/// Runs the tests of the exchange's state machine, of the shared memory's rings, and of windows, in Miri.
+/// Runs the tests of the exchange's state machine, of the shared memory's rings, of messages that two ranks copy, and of windows, in Miri.
 fn miri(interrupt: &Interrupt) -> Result<ExitCode> {
     let miri = |words: &[&str]| {
         let mut command = nightly();

@@ -240,6 +240,7 @@ fn many_cases(lab: &Lab) -> Result<(), Failed> {
         ..Options::new(results("soak"))
     };
     let cluster = Cluster::boot(&lab.root()?, options, lab.interrupt())?;
+    println!("{cases} cases, SOAK_SEED={seed}");
     let mut played = 0;
     while played < cases {
         let here = TURN.min(cases - played);

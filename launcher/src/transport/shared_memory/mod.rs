@@ -10,6 +10,8 @@ mod ring;
 mod single_copy;
 mod together;
 
+use std::fmt::Display;
+
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
@@ -84,7 +86,8 @@ impl SharedMemory {
         let inbox =
             Inbox::new(layout).map_err(|error| format!("no memory to share with other ranks: {error}"))?;
         let peers = ranks.iter().map(|_| None).collect();
-        Ok(Self { ranks, place, layout, peers, last: 0, inbox, together: Together::default(), token })
+        let together = Together::new(most(layout.payload));
+        Ok(Self { ranks, place, layout, peers, last: 0, inbox, together, token })
     }
 
     pub(crate) fn card(&self) -> Card {
@@ -148,7 +151,7 @@ impl SharedMemory {
         let pid = self.peer(rank)?.card.inbox.pid;
         loop {
             let task = self.together.take_first(place, self.inbox.meeting(place));
-            let Some((address, to)) = task.map_err(|_| garbled(rank))? else { break };
+            let Some((address, to)) = task.map_err(|nonsense| overwritten(rank, nonsense))? else { break };
             single_copy::read(pid, address, to)
                 .map_err(|errno| unreadable(rank, (address, to.len()), errno))?;
             self.together.end(place);
@@ -161,7 +164,7 @@ impl SharedMemory {
 
     /// Takes what comes next from a peer, as long as it is of such messages and something is lacking. Looks so many times for each.
     fn take_pieces(&mut self, place: usize, looks: u32) -> Result<(), Broken> {
-        let (rank, piece) = (self.ranks[place], most(self.layout.payload));
+        let rank = self.ranks[place];
         let Self { inbox, together, .. } = self;
         let Some(reader) = inbox.reader_of(place) else { return Ok(()) };
         loop {
@@ -169,12 +172,12 @@ impl SharedMemory {
             let mut take = |header: &Header, payload: Payload<'_>| {
                 let is_ours = is_of_meeting(header);
                 if is_ours {
-                    sense = together.take(place, header, payload, piece);
+                    sense = together.take(place, header, payload);
                 }
                 is_ours
             };
             let popped = reader.pop(looks, &mut take);
-            sense.map_err(|_| garbled(rank))?;
+            sense.map_err(|nonsense| overwritten(rank, nonsense))?;
             match popped {
                 Ok(Some(true)) if together.is_under_way(place) => {}
                 Ok(_) => return Ok(()),
@@ -193,12 +196,12 @@ impl SharedMemory {
             let way = self.inbox.other_way(place);
             let Some(peer) = &mut self.peers[place] else { return Ok(any) };
             let writer = peer.outgoing.writer();
-            let overwritten = |garbage| overwritten(rank, garbage);
-            if !writer.has_room(way, piece).map_err(overwritten)? {
+            let has_room = writer.has_room(way, piece).map_err(|garbage| overwritten(rank, garbage))?;
+            if !has_room {
                 break;
             }
             let Some((header, bytes)) = self.together.take_last(writer.meeting()) else { continue };
-            any |= writer.try_push(way, &header, bytes).map_err(overwritten)?;
+            any |= writer.try_push(way, &header, bytes).map_err(|garbage| overwritten(rank, garbage))?;
         }
         Ok(any)
     }
@@ -258,7 +261,6 @@ impl Transport for SharedMemory {
             self.inbox.admit();
         }
         let mut any = false;
-        let piece = most(self.layout.payload);
         let count = self.inbox.senders();
         let first = self.last;
         for turn in 0..count {
@@ -270,13 +272,13 @@ impl Transport for SharedMemory {
                 let mut sense = Ok(());
                 let popped = reader.pop(1, &mut |header: &Header, payload: Payload<'_>| {
                     if is_of_meeting(header) {
-                        sense = self.together.take(place, header, payload, piece);
+                        sense = self.together.take(place, header, payload);
                     } else {
                         deliver(rank, header, payload);
                     }
                     true
                 });
-                sense.map_err(|_| garbled(rank))?;
+                sense.map_err(|nonsense| overwritten(rank, nonsense))?;
                 match popped {
                     Ok(None) => break,
                     Ok(Some(_)) => {
@@ -313,12 +315,11 @@ impl Transport for SharedMemory {
         length: usize,
         operation: u32,
     ) -> Result<Fetched, Broken> {
-        let piece = most(self.layout.payload);
         let (Some(at), true) = (self.place_of(peer), place.is_plain() && self.readable(peer).is_ok()) else {
             return Ok(Fetched::Impossible);
         };
         let memory = &mut memory.bytes()[..length];
-        if !self.together.want(at, (theirs, place.address), (operation, memory), piece) {
+        if !self.together.want(at, (theirs, place.address), (operation, memory)) {
             return Ok(Fetched::Impossible);
         }
         self.read_next(at)?;
@@ -403,15 +404,10 @@ impl SharedMemory {
     }
 }
 
-fn overwritten(peer: u32, garbage: ring::Garbage) -> Broken {
+fn overwritten(peer: u32, garbage: impl Display) -> Broken {
     let why =
         format!("the memory shared with it holds what no rank wrote ({garbage}); something overwrote it");
     Broken { peer, why }
-}
-
-fn garbled(peer: u32) -> Broken {
-    let why = "the memory shared with it holds what no rank wrote (about a message that both copy); something overwrote it";
-    Broken { peer, why: why.to_owned() }
 }
 
 #[cfg(test)]

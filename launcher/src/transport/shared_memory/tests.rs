@@ -287,6 +287,8 @@ fn a_sender_that_waits_copies_the_end_of_a_long_message() {
     let (mut transport, mut rank) = pair("offer");
     let address = rank.told("address").parse().unwrap();
     if transport.readable(8).is_err() {
+        // It is sent in pieces then, by the engine.
+        assert_eq!(fetch(&mut transport, 7, address, &mut [0; 8]), Ok(Fetched::Impossible));
         return;
     }
     until(|| {
@@ -308,17 +310,31 @@ fn a_sender_that_waits_copies_the_end_of_a_long_message() {
 #[test]
 fn a_word_of_a_meeting_that_was_overwritten_breaks_it() {
     let (mut transport, mut rank) = pair("memory");
-    let address: u64 = rank.told("address").parse().unwrap();
-    if transport.readable(8).is_err() {
-        return;
-    }
+    let address = rank.told("address").parse().unwrap();
     let mut to = vec![0; 1 << 20];
     let place = transport.place_of(8).unwrap();
-    assert!(transport.together.want(place, (0, address), (5, &mut to), most(transport.layout.payload)));
+    assert!(transport.together.want(place, (0, address), (5, &mut to)));
     transport.together.begin(place, transport.inbox.meeting(place)).unwrap();
     transport.inbox.meeting(place).store(u64::MAX, Ordering::Relaxed);
     let broken = transport.read_begun(place).unwrap_err();
     assert!(broken.peer == 8 && broken.why.contains("no rank wrote"), "{broken:?}");
+}
+
+/// Who looks for a message alone leaves it to the poll what is not for the engine.
+#[test]
+fn what_is_about_a_message_that_both_copy_is_no_message() {
+    let [mut one, mut two] = [1, 2].map(|rank| SharedMemory::new(rank, vec![1, 2]).unwrap());
+    one.connect(2, &two.card()).unwrap();
+    two.poll(&mut |_, _, _| panic!("nothing was sent")).unwrap();
+    let (offered, mut to) = (vec![7; 100], vec![0; 100]);
+    let place = one.place_of(2).unwrap();
+    assert!(one.together.want(place, (0, offered.as_ptr() as u64), (5, &mut to)));
+    one.read_next(place).unwrap();
+    assert!(one.together.has_finished(5) && to == offered);
+    let mut take = |_: &Header, _: Payload<'_>| panic!("the engine is told of it");
+    assert_eq!(two.look_for(1, 1, &mut take).unwrap(), Look::Poll);
+    assert!(two.poll(&mut |_, _, _| panic!("the engine is told of it")).unwrap());
+    assert_eq!(two.look_for(1, 1, &mut take).unwrap(), Look::Nothing);
 }
 
 #[test]

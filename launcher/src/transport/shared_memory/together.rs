@@ -123,8 +123,10 @@ struct Helping {
 }
 
 /// What this rank has to do with such messages. Peers have their places among the node's ranks.
-#[derive(Default, Debug)]
+#[derive(Debug)]
 pub(super) struct Together {
+    /// Bytes of a piece, on all of the node's ranks.
+    piece: usize,
     /// By sender, in their order: only the first of each may have begun.
     readings: BTreeMap<usize, VecDeque<Reading>>,
     /// Operations whose message is there.
@@ -137,21 +139,34 @@ pub(super) struct Together {
 }
 
 /// Something that no rank writes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("about a message that both copy")]
 pub(super) struct Nonsense;
+
+impl Together {
+    pub(super) fn new(piece: usize) -> Self {
+        Self {
+            piece,
+            readings: BTreeMap::new(),
+            finished: VecDeque::new(),
+            last: 0,
+            offered: BTreeMap::new(),
+            helping: VecDeque::new(),
+        }
+    }
+}
 
 /// As a receiver.
 impl Together {
     /// Wants a peer's message, of its operation at this address of its memory, for an operation of this rank with memory for all of it. Whether
-    /// that is possible, in pieces of so many bytes.
+    /// that is possible.
     pub(super) fn want(
         &mut self,
         place: usize,
         (theirs, address): (u32, u64),
         (operation, memory): (u32, &mut [u8]),
-        piece: usize,
     ) -> bool {
-        let Some(pieces) = Pieces::new(memory.len(), piece) else { return false };
+        let Some(pieces) = Pieces::new(memory.len(), self.piece) else { return false };
         let to = memory.as_mut_ptr();
         let reading = Reading { operation, theirs, address, to, pieces, number: None, read: 0, come: 0 };
         self.readings.entry(place).or_default().push_back(reading);
@@ -307,14 +322,14 @@ impl Together {
     }
 
     /// A receiver has begun.
-    fn help(&mut self, place: usize, header: &Header, piece: usize) -> Result<(), Nonsense> {
+    fn help(&mut self, place: usize, header: &Header) -> Result<(), Nonsense> {
         let &Header { context, operation, .. } = header;
         // It has been given up, else.
         let Some((_, memory)) = self.offered.get(&operation).filter(|(to, _)| *to == place) else {
             return Ok(());
         };
         let number = u16::try_from(context).map_err(|_| Nonsense)?;
-        let pieces = Pieces::new(memory.bytes().len(), piece).ok_or(Nonsense)?;
+        let pieces = Pieces::new(memory.bytes().len(), self.piece).ok_or(Nonsense)?;
         self.helping.push_back(Helping { place, operation, number, pieces, given: 0 });
         Ok(())
     }
@@ -327,10 +342,9 @@ impl Together {
         place: usize,
         header: &Header,
         payload: Payload<'_>,
-        piece: usize,
     ) -> Result<(), Nonsense> {
         match header.kind {
-            BEGIN => self.help(place, header, piece),
+            BEGIN => self.help(place, header),
             PIECE => self.take_piece(place, header, payload),
             _ => Err(Nonsense),
         }

@@ -22,7 +22,7 @@ struct Pair {
 impl Pair {
     /// With messages of so many bytes, all offered.
     fn new(lengths: &[usize]) -> Self {
-        let mut sender = Together::default();
+        let mut sender = Together::new(PIECE_BYTES);
         let message = |(number, length): (u8, &usize)| {
             (0..*length).map(|at| (at as u8).wrapping_mul(7).wrapping_add(number)).collect()
         };
@@ -31,20 +31,20 @@ impl Pair {
             // SAFETY: the messages stay as they are as long as the pair.
             sender.offer(RECEIVER, operation, unsafe { Lent::new(message) });
         }
-        let (receiver, word, way) = (Together::default(), AtomicU64::new(0), VecDeque::new());
+        let (receiver, word, way) = (Together::new(PIECE_BYTES), AtomicU64::new(0), VecDeque::new());
         Self { receiver, sender, word, way, messages }
     }
 
     /// Wants the sender's message of an operation for one of the receiver.
     fn want(&mut self, theirs: u32, operation: u32, memory: &mut [u8]) {
         let address = self.messages[theirs as usize].as_ptr() as u64;
-        assert!(self.receiver.want(SENDER, (theirs, address), (operation, memory), PIECE_BYTES));
+        assert!(self.receiver.want(SENDER, (theirs, address), (operation, memory)));
     }
 
     fn begin(&mut self) {
         if let Some(header) = self.receiver.begin(SENDER, &self.word) {
             assert!(is_of_meeting(&header));
-            self.sender.take(RECEIVER, &header, [][..].into(), PIECE_BYTES).unwrap();
+            self.sender.take(RECEIVER, &header, [][..].into()).unwrap();
         }
     }
 
@@ -73,7 +73,7 @@ impl Pair {
 
     fn deliver(&mut self) -> Result<(), Nonsense> {
         let Some((header, bytes)) = self.way.pop_front() else { return Ok(()) };
-        self.receiver.take(SENDER, &header, bytes.as_slice().into(), PIECE_BYTES)
+        self.receiver.take(SENDER, &header, bytes.as_slice().into())
     }
 }
 
@@ -152,9 +152,9 @@ fn a_message_that_was_withdrawn_is_not_read_any_more() {
     assert!(pair.way.is_empty() && pair.sender.next_to_help().is_none());
     // Nor for a peer that it was not offered to, nor later.
     let late = Header { kind: BEGIN, context: 1, tag: 0, operation: 0, length: 0 };
-    pair.sender.take(RECEIVER, &late, [][..].into(), PIECE_BYTES).unwrap();
+    pair.sender.take(RECEIVER, &late, [][..].into()).unwrap();
     let mut other = Pair::new(&[400]);
-    other.sender.take(SENDER, &late, [][..].into(), PIECE_BYTES).unwrap();
+    other.sender.take(SENDER, &late, [][..].into()).unwrap();
     assert_eq!((pair.sender.next_to_help(), other.sender.next_to_help()), (None, None));
 }
 
@@ -166,8 +166,7 @@ fn what_no_rank_sends_is_refused() {
     pair.begin();
     pair.help();
     let (header, bytes) = pair.way.pop_front().unwrap();
-    let mut take =
-        |header: Header, bytes: &[u8]| pair.receiver.take(SENDER, &header, bytes.into(), PIECE_BYTES);
+    let mut take = |header: Header, bytes: &[u8]| pair.receiver.take(SENDER, &header, bytes.into());
     // Another piece than the next one, of another length, of another kind.
     assert_eq!(take(Header { length: 98, ..header }, &bytes), Err(Nonsense));
     assert_eq!(take(Header { length: 100, ..header }, &bytes), Err(Nonsense));
@@ -182,7 +181,7 @@ fn what_no_rank_sends_is_refused() {
     pair.word.store(Taken { number: 1, first: 8, last: 0 }.word(), Ordering::Relaxed);
     assert_eq!(pair.receiver.take_first(SENDER, &pair.word), Err(Nonsense));
     let begin = Header { kind: BEGIN, context: 1 << 16, tag: 0, operation: 0, length: 0 };
-    assert_eq!(pair.sender.take(RECEIVER, &begin, [][..].into(), PIECE_BYTES), Err(Nonsense));
+    assert_eq!(pair.sender.take(RECEIVER, &begin, [][..].into()), Err(Nonsense));
 }
 
 #[test]
